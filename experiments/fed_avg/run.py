@@ -1,0 +1,128 @@
+"""Federated averaging and its baselines on federated images.
+
+  python -m experiments.fed_avg.run --workdir=runs/digits \
+    --flagfile=experiments/fed_avg/flags/digits.flags
+
+See README.md beside this file for the papers, the flag files and results.
+"""
+
+from absl import flags
+
+from fedjax_ext.algorithms import (
+  fed_avg,
+  fed_prox,
+  local_training,
+  scaffold,
+  with_fine_tuning,
+)
+from fedjax_ext.core import FederatedAlgorithm, Layout, validate
+from fedjax_ext.data import FederatedDataset, fingerprint
+from fedjax_ext.losses import Task, classification_task
+from fedjax_ext.training import app
+from fedjax_ext.training import flags as shared
+from fedjax_ext.training.loop import train
+from fedjax_ext.training.manifest import make_manifest
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum(
+  'algorithm',
+  'fed_avg',
+  ['fed_avg', 'fed_prox', 'scaffold', 'local_training', 'fine_tuning'],
+  'What to run; fine_tuning is fed_avg, evaluated after local fine-tuning.',
+)
+flags.DEFINE_float('proximal_weight', 0.01, 'FedProx: mu.')
+flags.DEFINE_integer('fine_tuning_epochs', 1, 'fine_tuning: local epochs.')
+flags.DEFINE_float(
+  'fine_tuning_learning_rate', None, 'fine_tuning: the rate, if another one.'
+)
+flags.adopt_module_key_flags(shared)
+
+
+def make_algorithm(
+  task: Task, dataset: FederatedDataset, layout: Layout
+) -> FederatedAlgorithm:
+  """Builds --algorithm for a task on a dataset (C clients)."""
+  phase = shared.phase_from_flags()
+  if FLAGS.algorithm == 'scaffold':
+    validate.check(
+      FLAGS.client_optimizer == 'sgd'
+      and FLAGS.server_optimizer == 'sgd'
+      and not FLAGS.client_momentum
+      and not FLAGS.server_momentum
+      and not FLAGS.client_weight_decay
+      and FLAGS.client_weighting == 'examples',
+      'Expected plain sgd on clients and server and no client_weighting for '
+      'algorithm=scaffold, which averages clients uniformly.',
+    )
+    return scaffold(
+      task,
+      client_learning_rate=FLAGS.client_learning_rate,
+      server_learning_rate=FLAGS.server_learning_rate,
+      num_clients=len(dataset.participating),
+      layout=layout,
+      phase=phase,
+      debug=FLAGS.debug,
+    )
+  client_optimizer = shared.optimizer_from_flags('client')
+  if FLAGS.algorithm == 'local_training':
+    return local_training(
+      task,
+      client_optimizer=client_optimizer,
+      layout=layout,
+      phase=phase,
+      debug=FLAGS.debug,
+    )
+  common = dict(
+    client_optimizer=client_optimizer,
+    server_optimizer=shared.optimizer_from_flags('server'),
+    layout=layout,
+    phase=phase,
+    weighting=FLAGS.client_weighting,
+    debug=FLAGS.debug,
+  )
+  if FLAGS.algorithm == 'fed_prox':
+    return fed_prox(task, proximal_weight=FLAGS.proximal_weight, **common)
+  algorithm = fed_avg(task, **common)
+  if FLAGS.algorithm == 'fine_tuning':
+    validate.at_least('fine_tuning_epochs', FLAGS.fine_tuning_epochs, 0)
+    algorithm = with_fine_tuning(
+      algorithm,
+      task,
+      optimizer=shared.optimizer_from_flags(
+        'client', learning_rate=FLAGS.fine_tuning_learning_rate
+      ),
+      phase=shared.phase_from_flags(epochs=FLAGS.fine_tuning_epochs, steps=0),
+    )
+  return algorithm
+
+
+def main() -> None:
+  """Checks everything, trains or resumes, prints the result."""
+  workdir = shared.workdir_from_flags()
+  schedule = shared.schedule_from_flags()
+  columns = shared.columns_from_flags()
+  dataset = shared.dataset_from_flags(columns)
+  sampler = shared.sampler_from_flags(dataset)
+  task = classification_task(shared.model_from_flags(dataset))
+  layout = shared.layout_from_flags()
+  algorithm = make_algorithm(task, dataset, layout)
+  result = train(
+    algorithm,
+    dataset,
+    sampler=sampler,
+    seeds=shared.seeds_from_flags(),
+    schedule=schedule,
+    layout=layout,
+    workdir=workdir,
+    manifest=make_manifest(
+      flags=shared.flag_values(__name__),
+      data=fingerprint(columns),
+      layout=layout.describe(),
+    ),
+  )
+  app.print_result(result, {'test_accuracy': 'test'}, workdir=workdir)
+
+
+if __name__ == '__main__':
+  app.run(main)

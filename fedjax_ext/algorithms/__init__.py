@@ -1,0 +1,26 @@
+"""Federated algorithms, one file a paper."""
+
+from fedjax_ext.algorithms.fed_avg import fed_avg, server_step
+from fedjax_ext.algorithms.fed_prox import fed_prox
+from fedjax_ext.algorithms.fine_tuning import with_fine_tuning
+from fedjax_ext.algorithms.local_sgd import (
+  LocalState,
+  delta_of,
+  local_sgd,
+  return_delta,
+)
+from fedjax_ext.algorithms.local_training import local_training
+from fedjax_ext.algorithms.scaffold import scaffold
+
+__all__ = [
+  'LocalState',
+  'delta_of',
+  'fed_avg',
+  'fed_prox',
+  'local_sgd',
+  'local_training',
+  'return_delta',
+  'scaffold',
+  'server_step',
+  'with_fine_tuning',
+]

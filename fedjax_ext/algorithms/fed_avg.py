@@ -1,0 +1,119 @@
+"""Federated averaging, with any optax optimizer on clients and server.
+
+McMahan et al., "Communication-efficient learning of deep networks from
+decentralized data", 2017, https://arxiv.org/abs/1602.05629. With an adaptive
+server optimizer this is FedAdam, FedYogi or FedAdagrad: Reddi et al., "Adaptive
+federated optimization", 2021, https://arxiv.org/abs/2003.00295.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_ext.algorithms.local_sgd import local_sgd
+from fedjax_ext.core import (
+  ClientProgram,
+  FederatedAlgorithm,
+  Layout,
+  Phase,
+  PlanSpec,
+  Predictor,
+  finish,
+  for_each_client,
+  summarize,
+  validate,
+  weighted_mean,
+)
+from fedjax_ext.losses import Task
+
+PyTree = Any
+
+
+class ServerState(NamedTuple):
+  """Two pytrees: the model, and the server optimizer's state."""
+
+  params: PyTree
+  optimizer_state: PyTree
+
+
+def server_step(
+  optimizer: optax.GradientTransformation, state: ServerState, delta: PyTree
+) -> ServerState:
+  """One server step; the optimizer sees -delta as its gradient (a pytree)."""
+  updates, optimizer_state = optimizer.update(
+    jax.tree.map(jnp.negative, delta), state.optimizer_state, state.params
+  )
+  return ServerState(
+    optax.apply_updates(state.params, updates), optimizer_state
+  )
+
+
+def fed_avg(
+  task: Task,
+  *,
+  client_optimizer: optax.GradientTransformation,
+  server_optimizer: optax.GradientTransformation,
+  layout: Layout,
+  phase: Phase = Phase(),
+  weighting: str = 'examples',
+  program: ClientProgram | None = None,
+  debug: bool = False,
+) -> FederatedAlgorithm:
+  """Builds federated averaging.
+
+  Each client of the cohort: x_c <- x, then local steps of the client
+  optimizer. Server: delta = sum_c w_c (x_c - x) / sum_c w_c, and the server
+  optimizer takes -delta as its gradient; SGD with rate 1 gives the mean of the
+  clients' models. If no client counts, delta is 0.
+
+  Args:
+    task: init, loss and metrics.
+    client_optimizer: any optax transformation.
+    server_optimizer: any optax transformation.
+    layout: devices, lanes, waves.
+    phase: the local work.
+    weighting: w_c is the client's number of 'examples', or 'uniform'.
+    program: replaces plain local SGD; takes params as `shared` and returns a
+      delta as its update, as FedProx's does.
+    debug: run client by client in plain Python.
+  """
+  validate.one_of('weighting', weighting, ('examples', 'uniform'))
+  program = program or local_sgd(task.loss, client_optimizer)
+  if weighting == 'uniform':
+    program = _uniform(program)
+  reducer = weighted_mean()
+  run = for_each_client(program, reducer, layout=layout, debug=debug)
+
+  def init(key: jax.Array) -> ServerState:
+    params = task.init(key)
+    return ServerState(params, server_optimizer.init(params))
+
+  @jax.jit
+  def update(state: ServerState, output) -> ServerState:
+    delta, _ = finish(reducer, output)
+    return server_step(server_optimizer, state, delta)
+
+  def apply(state: ServerState, client_states, cohort):
+    output, _ = run(state.params, cohort, 'train')
+    return update(state, output), client_states, summarize(output)
+
+  return FederatedAlgorithm(
+    init=init,
+    apply=apply,
+    plans={'train': PlanSpec((phase,))},
+    predictors={
+      'global': Predictor(task.metrics, shared=lambda state: state.params)
+    },
+  )
+
+
+def _uniform(program: ClientProgram) -> ClientProgram:
+  """Gives every client that has examples the weight 1."""
+
+  def final(shared, client, state):
+    output = program.final(shared, client, state)
+    return output._replace(weight=jnp.minimum(client.num_examples, 1))
+
+  return program._replace(final=final)

@@ -1,0 +1,113 @@
+"""Local training by gradient steps: the client program of most algorithms.
+
+Written once: an algorithm says where a client begins, what it adds to the loss
+and what it returns.
+
+Axis letters: B examples in a batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_ext.core import Batch, Client, ClientOutput, ClientProgram
+
+PyTree = Any
+
+
+class LocalState(NamedTuple):
+  """A client in the middle of its local steps.
+
+  Attributes:
+    params: its model.
+    optimizer_state: its optimizer's state, made anew each round.
+    context: what `begin` handed over, constant during the round.
+    num_steps: steps so far, a scalar.
+    loss: (sum over examples, examples), two scalars.
+  """
+
+  params: PyTree
+  optimizer_state: PyTree
+  context: PyTree
+  num_steps: jax.Array
+  loss: tuple[jax.Array, jax.Array]
+
+
+def delta_of(after: PyTree, before: PyTree) -> PyTree:
+  """after - before, leaf by leaf of two like pytrees."""
+  return jax.tree.map(jnp.subtract, after, before)
+
+
+def from_server(shared: PyTree, client: Client, key: jax.Array) -> PyTree:
+  """Begins at the server's params (`shared` is the pytree of params)."""
+  del client, key
+  return shared, ()
+
+
+def return_delta(
+  shared: PyTree, client: Client, state: LocalState
+) -> ClientOutput:
+  """Returns params - shared (pytrees), weighted by examples."""
+  return ClientOutput(
+    delta_of(state.params, shared),
+    client.num_examples,
+    metrics={'train_loss': state.loss},
+  )
+
+
+def local_sgd(
+  loss: Callable[[PyTree, Batch], jax.Array],
+  optimizer: optax.GradientTransformation,
+  *,
+  begin: Callable[
+    [PyTree, Client, jax.Array], tuple[PyTree, PyTree]
+  ] = from_server,
+  penalty: Callable[[PyTree, PyTree], jax.Array] | None = None,
+  end: Callable[[PyTree, Client, LocalState], ClientOutput] = return_delta,
+) -> ClientProgram:
+  """A client program that takes one optimizer step a batch.
+
+  x <- x - optimizer(grad(loss(x, batch) + penalty(x, context)))
+
+  Args:
+    loss: (params, batch) -> scalar mean over the batch's real examples.
+    optimizer: any optax transformation; its state starts anew each round.
+    begin: (shared, client, key) -> (params, context).
+    penalty: (params, context) -> scalar, added to the loss; not logged.
+    end: (shared, client, LocalState) -> ClientOutput.
+  """
+
+  def objective(params, context, batch):
+    value = loss(params, batch)
+    extra = 0 if penalty is None else penalty(params, context)
+    return value + extra, value
+
+  def init(shared: PyTree, client: Client, key: jax.Array) -> LocalState:
+    params, context = begin(shared, client, key)
+    zero = jnp.zeros(())
+    return LocalState(
+      params, optimizer.init(params), context, jnp.int32(0), (zero, zero)
+    )
+
+  def step(shared: PyTree, state: LocalState, batch: Batch) -> LocalState:
+    del shared
+    grads, value = jax.grad(objective, has_aux=True)(
+      state.params, state.context, batch
+    )
+    updates, optimizer_state = optimizer.update(
+      grads, state.optimizer_state, state.params
+    )
+    count = batch.mask.sum().astype(value.dtype)
+    loss_sum, examples = state.loss
+    return LocalState(
+      optax.apply_updates(state.params, updates),
+      optimizer_state,
+      state.context,
+      state.num_steps + 1,
+      (loss_sum + value * count, examples + count),
+    )
+
+  return ClientProgram(init, step, end)

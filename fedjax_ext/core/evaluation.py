@@ -1,0 +1,403 @@
+"""Evaluation over named parts of the population.
+
+A part is a set of clients and a split, for instance "participating clients,
+validation". One shared model is scored in a single pass over all examples, with
+sums by client. Clients' own models go through the engine, client by client.
+
+Axis letters: C clients, K' clients of a part, B examples in a batch, G groups
+(a client's examples in one split), D devices, S steps.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from fedjax_ext.core import validate
+from fedjax_ext.core.algorithm import Predictor
+from fedjax_ext.core.client_states import ClientStates
+from fedjax_ext.core.cohort import make_cohort
+from fedjax_ext.core.engine import for_each_client, per_client
+from fedjax_ext.core.layout import CLIENTS, Layout
+from fedjax_ext.core.plans import ClientRows, Phase, PlanSpec
+from fedjax_ext.core.programs import (
+  Batch,
+  Client,
+  ClientOutput,
+  ClientProgram,
+  StepInfo,
+  as_types,
+)
+from fedjax_ext.core.reducers import total
+
+PyTree = Any
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+class Part(NamedTuple):
+  """Clients (numbers int64 [K']) and the split they are evaluated on."""
+
+  clients: np.ndarray
+  split: str
+
+
+class PartReport(NamedTuple):
+  """What was measured on one part, client by client.
+
+  Attributes:
+    clients: client numbers int64 [K'], those with at least one example.
+    examples: number of examples int64 [K'].
+    sums: {name: [K']}, sum of value * weight.
+    weights: {name: [K']}, sum of weights (examples, or tokens).
+  """
+
+  clients: np.ndarray
+  examples: np.ndarray
+  sums: dict[str, np.ndarray]
+  weights: dict[str, np.ndarray]
+
+  def summary(self) -> dict[str, float]:
+    """{'<metric>/<statistic>': scalar} and the counts.
+
+    'pooled' weighs every example (or token) alike. The others are over each
+    client's own mean: 'mean' weighs clients alike, 'weighted_mean' weighs them
+    by examples, 'p5' to 'p95' are percentiles over clients.
+    """
+    result = {
+      'clients': len(self.clients),
+      'examples': int(self.examples.sum()),
+    }
+    for name, sums in self.sums.items():
+      weights = self.weights[name]
+      some = weights > 0
+      if not some.any():
+        continue
+      values = sums[some] / weights[some]
+      examples = self.examples[some]
+      result[f'{name}/pooled'] = float(sums.sum() / weights.sum())
+      result[f'{name}/mean'] = float(values.mean())
+      result[f'{name}/weighted_mean'] = float(
+        (values * examples).sum() / examples.sum()
+      )
+      for p in PERCENTILES:
+        result[f'{name}/p{p}'] = float(np.percentile(values, p))
+    return result
+
+
+Report = dict[str, PartReport]
+Evaluator = Callable[[PyTree, ClientStates | None], Report]
+
+
+def summarize_report(report: Report) -> dict[str, float]:
+  """Flattens a report to {'<part>/<metric>/<statistic>': scalar}."""
+  return {
+    f'{part}/{name}': value
+    for part, one in report.items()
+    for name, value in one.summary().items()
+  }
+
+
+def make_evaluator(
+  predictor: Predictor,
+  *,
+  data: Mapping[str, ClientRows],
+  parts: Mapping[str, Part],
+  features: Mapping[str, jax.Array],
+  layout: Layout,
+  batch_size: int = 256,
+  seed: int = 0,
+) -> Evaluator:
+  """Compiles the evaluation of a predictor on fixed parts.
+
+  Every (client, split) is computed once, however many parts name it.
+
+  Args:
+    predictor: the model or models.
+    data: splits by name.
+    parts: what to report on, by name.
+    features: what `place_features` returned.
+    layout: devices, lanes, waves.
+    batch_size: B of a pass without adaptation.
+    seed: for the adaptation's shuffles and keys, the same at each evaluation.
+
+  Returns:
+    (server_state, client_states) -> {part: PartReport}.
+
+  Raises:
+    InvalidInput: a part names an unknown split.
+  """
+  validate.at_least('batch_size', batch_size, 1)
+  for part in parts.values():
+    validate.one_of('split', part.split, list(data))
+  clients = {
+    split: np.unique(
+      np.concatenate([p.clients for p in parts.values() if p.split == split])
+    )
+    for split in sorted({part.split for part in parts.values()})
+  }
+  personal = predictor.params is not None or predictor.adapt is not None
+  scorer = _personal_scorer if personal else _pooled_scorer
+  score = scorer(predictor, data, clients, features, layout, batch_size, seed)
+
+  def evaluator(
+    server_state: PyTree, states: ClientStates | None = None
+  ) -> Report:
+    scores = score(server_state, states)
+    return {
+      name: _select(part, clients[part.split], data, scores[part.split])
+      for name, part in parts.items()
+    }
+
+  return evaluator
+
+
+def evaluate(
+  predictor: Predictor,
+  server_state: PyTree,
+  states: ClientStates | None = None,
+  **settings: Any,
+) -> Report:
+  """`make_evaluator` and one call of it: {part: PartReport} of [K'] arrays."""
+  return make_evaluator(predictor, **settings)(server_state, states)
+
+
+def _sizes(data: ClientRows, clients: np.ndarray) -> np.ndarray:
+  return np.asarray(data.offsets[clients + 1] - data.offsets[clients])
+
+
+def _select(
+  part: Part,
+  clients: np.ndarray,
+  data: Mapping[str, ClientRows],
+  scores: dict[str, tuple[np.ndarray, np.ndarray]],
+) -> PartReport:
+  """Picks a part's clients out of the scores [K'] of its split."""
+  sizes = _sizes(data[part.split], part.clients)
+  chosen = np.asarray(part.clients)[sizes > 0]
+  at = np.searchsorted(clients, chosen)
+  return PartReport(
+    chosen,
+    sizes[sizes > 0],
+    {name: sums[at] for name, (sums, _) in scores.items()},
+    {name: weights[at] for name, (_, weights) in scores.items()},
+  )
+
+
+def _pooled_scorer(
+  predictor: Predictor,
+  data: Mapping[str, ClientRows],
+  clients: Mapping[str, np.ndarray],
+  features: Mapping[str, jax.Array],
+  layout: Layout,
+  batch_size: int,
+  seed: int,
+) -> Callable:
+  """One shared model: full batches over all examples, sums by group."""
+  del seed
+  rows, groups, first = [], [], {}
+  num_groups = 0
+  for split, numbers in clients.items():
+    view = data[split]
+    first[split] = num_groups
+    sizes = _sizes(view, numbers)
+    starts = np.repeat(view.offsets[numbers], sizes)
+    ramp = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rows.append(np.asarray(view.rows[starts + ramp]))
+    groups.append(num_groups + np.repeat(np.arange(len(numbers)), sizes))
+    num_groups += len(numbers)
+  rows, groups = np.concatenate(rows), np.concatenate(groups)
+  devices = layout.num_devices
+  steps = max(-(-len(rows) // (batch_size * devices)), 1)
+  shape = (devices, steps, batch_size)
+  padding = np.prod(shape) - len(rows)
+  mask = np.arange(np.prod(shape)) < len(rows)
+  pad = lambda x: np.pad(x, (0, padding)).astype(np.int32).reshape(shape)
+  fixed = layout.shard((pad(rows), pad(groups), mask.reshape(shape)))
+
+  @jax.jit
+  def run(params: PyTree, features: PyTree, fixed: PyTree) -> PyTree:
+    return jax.shard_map(
+      functools.partial(_pooled_device, predictor.metrics, num_groups),
+      mesh=layout.mesh,
+      in_specs=(P(), P(), P(CLIENTS)),
+      out_specs=P(),
+      check_vma=False,
+    )(params, features, fixed)
+
+  def score(server_state: PyTree, states: ClientStates | None) -> dict:
+    del states
+    params = layout.replicate(predictor.shared(server_state))
+    sums = jax.tree.map(np.asarray, run(params, features, fixed))
+    return {
+      split: {
+        name: (s[start : start + size], w[start : start + size])
+        for name, (s, w) in sums.items()
+      }
+      for split, numbers in clients.items()
+      for start, size in [(first[split], len(numbers))]
+    }
+
+  return score
+
+
+def _pooled_device(
+  metrics: Callable,
+  num_groups: int,
+  params: PyTree,
+  features: PyTree,
+  fixed: tuple[jax.Array, jax.Array, jax.Array],
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """Sums by group [G] of one device's batches."""
+  rows, groups, mask = jax.tree.map(lambda x: x[0], fixed)
+
+  def values(s: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    step = jnp.asarray(s, jnp.int32)
+    data = jax.tree.map(lambda x: x[rows[s]], features)
+    return metrics(params, Batch(data, mask[s], _evaluation_info(step)))
+
+  zeros = jax.tree.map(
+    lambda t: jnp.zeros(num_groups), jax.eval_shape(values, jnp.int32(0))
+  )
+
+  def body(s: jax.Array, sums: PyTree) -> PyTree:
+    result = {}
+    for name, (value, weight) in values(s).items():
+      total_sum, total_weight = sums[name]
+      weight = jnp.where(mask[s], weight, 0).astype(total_weight.dtype)
+      value = jnp.where(mask[s], value * weight, 0).astype(total_sum.dtype)
+      result[name] = (
+        total_sum.at[groups[s]].add(value),
+        total_weight.at[groups[s]].add(weight),
+      )
+    return result
+
+  sums = lax.fori_loop(0, rows.shape[0], body, zeros)
+  return lax.psum(sums, CLIENTS)
+
+
+def _evaluation_info(step: jax.Array) -> StepInfo:
+  return StepInfo(
+    jax.random.fold_in(jax.random.key(0), step),
+    step,
+    jnp.int32(0),
+    jnp.int32(0),
+    jnp.bool(False),
+  )
+
+
+def _personal_scorer(
+  predictor: Predictor,
+  data: Mapping[str, ClientRows],
+  clients: Mapping[str, np.ndarray],
+  features: Mapping[str, jax.Array],
+  layout: Layout,
+  batch_size: int,
+  seed: int,
+) -> Callable:
+  """Clients' own models: the engine runs adaptation and scoring as phases."""
+  adaptation = () if predictor.adapt is None else predictor.adapt.phases
+  if adaptation:
+    batch_size = adaptation[0].batch_size
+  run = for_each_client(
+    evaluation_program(predictor, features, batch_size), total(), layout=layout
+  )
+  specs = {
+    split: PlanSpec(
+      (*adaptation, Phase(split, batch_size=batch_size, shuffle=False))
+    )
+    for split in clients
+  }
+  cohorts = {
+    split: make_cohort(
+      numbers,
+      round=0,
+      seed=seed,
+      specs=specs,
+      data=data,
+      features=features,
+      layout=layout,
+    )
+    for split, numbers in clients.items()
+  }
+
+  def score(server_state: PyTree, states: ClientStates | None) -> dict:
+    shared = predictor.shared(server_state)
+    scores = {}
+    for split, cohort in cohorts.items():
+      output, _ = run(shared, cohort, split, states=states)
+      _, scores[split] = per_client(output)
+    return scores
+
+  return score
+
+
+def evaluation_program(
+  predictor: Predictor, features: Mapping[str, jax.Array], batch_size: int
+) -> ClientProgram:
+  """A client program that scores the client's own model.
+
+  The phases of the adaptation train it, the phase after them is scored. The
+  update is empty; the metrics are the predictor's, summed (scalars).
+
+  Args:
+    predictor: one with `params` or `adapt`.
+    features: {name: [N, ...]}, for the types of a batch.
+    batch_size: B.
+  """
+  adapt = predictor.adapt
+  num_adapt = 0 if adapt is None else len(adapt.phases)
+
+  def score(model: PyTree, batch: Batch) -> dict:
+    params = model if adapt is None else adapt.params(model)
+    result = {}
+    for name, (value, weight) in predictor.metrics(params, batch).items():
+      weight = jnp.where(batch.mask, weight, 0)
+      value = jnp.where(batch.mask, value * weight, 0)
+      result[name] = (value.sum(), weight.sum())
+    return result
+
+  def init(shared: PyTree, client: Client, key: jax.Array) -> PyTree:
+    if adapt is None:
+      model = predictor.params(shared, client)
+    else:
+      model = adapt.program.init(shared, client, key)
+    batch = Batch(
+      {
+        name: jnp.zeros((batch_size, *x.shape[1:]), x.dtype)
+        for name, x in features.items()
+      },
+      jnp.ones(batch_size, bool),
+      _evaluation_info(jnp.int32(0)),
+    )
+    types = jax.eval_shape(score, model, batch)
+    return model, jax.tree.map(lambda t: jnp.zeros(()), types)
+
+  def evaluate_step(state: PyTree, batch: Batch) -> PyTree:
+    model, sums = state
+    return model, jax.tree.map(
+      lambda a, b: a + b.astype(a.dtype), sums, score(model, batch)
+    )
+
+  def step(shared: PyTree, state: PyTree, batch: Batch) -> PyTree:
+    if adapt is None:
+      return evaluate_step(state, batch)
+    train = lambda: (
+      as_types(adapt.program.step(shared, state[0], batch), state[0]),
+      state[1],
+    )
+    return lax.cond(
+      batch.info.phase < num_adapt,
+      train,
+      lambda: evaluate_step(state, batch),
+    )
+
+  def final(shared: PyTree, client: Client, state: PyTree) -> ClientOutput:
+    del shared, client
+    return ClientOutput((), jnp.ones(()), metrics=state[1])
+
+  return ClientProgram(init, step, final)

@@ -1,0 +1,473 @@
+"""Round plans: which example every lane of every device trains on, and when.
+
+A plan is host numpy, computed by vectorised code as a pure function of (spec,
+data, clients, seed, round, layout), so a background thread can prepare the
+next round and any round can be recomputed alone.
+
+Ragged clients are packed onto lanes by longest processing time first: when a
+client ends, the next begins in the same lane. Open and close events tell the
+engine which lanes start or end a client at a step.
+
+Axis letters: K clients of the cohort, D devices, L lanes, S steps, B examples
+in a batch, N examples, Kd client slots of one device, W waves.
+"""
+
+import functools
+import heapq
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from fedjax_ext.core import validate
+from fedjax_ext.core.layout import Layout, bucket
+
+
+class ClientRows(Protocol):
+  """What a plan needs of a data set (`fedjax_ext.data.FederatedData`).
+
+  Attributes:
+    offsets: int64 [C+1]; client c owns positions offsets[c]:offsets[c+1].
+    rows: int64 [N], the feature row of every position.
+  """
+
+  offsets: np.ndarray
+  rows: np.ndarray
+
+
+class Phase(NamedTuple):
+  """One stretch of a client's local work.
+
+  Attributes:
+    split: name of the split whose examples are used.
+    epochs: passes over the client's examples, or a function of the number of
+      examples [K] -> epochs int [K].
+    steps: if set, the number of local steps instead of epochs; the passes
+      repeat until it is reached.
+    batch_size: B.
+    shuffle: a fresh order per round and epoch, or the stored order.
+    remainder: an epoch's last, short batch is kept with a mask ('mask'),
+      left out ('drop'), or topped up from the next epoch so that batches run
+      on across epochs ('fill', as FedJAX's ShuffleRepeatBatchView does).
+    max_examples: use only the first so many examples of a client.
+  """
+
+  split: str = 'train'
+  epochs: int | Callable[[np.ndarray], np.ndarray] = 1
+  steps: int | None = None
+  batch_size: int = 20
+  shuffle: bool = True
+  remainder: Literal['mask', 'drop', 'fill'] = 'mask'
+  max_examples: int | None = None
+
+
+class PlanSpec(NamedTuple):
+  """The phases of a client's local work, a tuple of Phase, in order."""
+
+  phases: tuple[Phase, ...] = (Phase(),)
+
+
+class Plan(NamedTuple):
+  """One wave of clients; the leading axis D is sharded over the devices.
+
+  Attributes:
+    example: int32 [D, S, L, B], feature rows; masked places repeat the batch's
+      first example.
+    count: int32 [D, S, L], real examples in the batch; they come first.
+    step, epoch, phase: int32 [D, S, L], as in StepInfo.
+    epoch_end: bool [D, S, L].
+    slot: int32 [D, S, L], which client of this device runs in the lane.
+    start: int32 [D, S, L], the first num_start entries are the lanes that open
+      a client before step s.
+    num_start: int32 [D, S].
+    end: int32 [D, S, L], likewise the lanes that close one after step s.
+    num_end: int32 [D, S].
+    num_steps: int32 [D], a device's steps; the rest of S is padding.
+    empty: int32 [D, Kd], the first num_empty entries are slots of clients
+      without a single step.
+    num_empty: int32 [D].
+    client: int32 [D, Kd], client numbers by slot, ascending; -1 pads.
+    num_examples: int32 [D, Kd], as in Client.
+  """
+
+  example: np.ndarray
+  count: np.ndarray
+  step: np.ndarray
+  epoch: np.ndarray
+  phase: np.ndarray
+  epoch_end: np.ndarray
+  slot: np.ndarray
+  start: np.ndarray
+  num_start: np.ndarray
+  end: np.ndarray
+  num_end: np.ndarray
+  num_steps: np.ndarray
+  empty: np.ndarray
+  num_empty: np.ndarray
+  client: np.ndarray
+  num_examples: np.ndarray
+
+  @property
+  def clients(self) -> np.ndarray:
+    """Client numbers of all slots, int32 [D * Kd], -1 pads."""
+    return self.client.reshape(-1)
+
+
+def validate_spec(spec: PlanSpec) -> None:
+  """Checks every phase of a spec (scalars); raises InvalidInput."""
+  validate.at_least('number of phases', len(spec.phases), 1)
+  sizes = {phase.batch_size for phase in spec.phases}
+  validate.check(
+    len(sizes) == 1,
+    f'Expected one batch_size for all phases of a plan, got {sorted(sizes)}.',
+  )
+  for phase in spec.phases:
+    validate.at_least('batch_size', phase.batch_size, 1)
+    if not callable(phase.epochs):
+      validate.at_least('epochs', phase.epochs, 0)
+    if phase.steps is not None:
+      validate.at_least('steps', phase.steps, 0)
+    if phase.max_examples is not None:
+      validate.at_least('max_examples', phase.max_examples, 1)
+    validate.one_of('remainder', phase.remainder, ('mask', 'drop', 'fill'))
+
+
+def plan_round(
+  spec: PlanSpec,
+  data: Mapping[str, ClientRows],
+  clients: np.ndarray,
+  *,
+  seed: int,
+  round: int,
+  layout: Layout,
+) -> list[Plan]:
+  """Plans a cohort's local steps.
+
+  A client's batches depend on (seed, round, its number) only: not on the
+  cohort, the lanes, the devices or the waves.
+
+  Args:
+    spec: the phases.
+    data: splits by name, all over the same clients and feature rows.
+    clients: distinct client numbers [K], in any order; may be empty.
+    seed: the seed of the shuffles.
+    round: round number, from 1.
+    layout: devices, lanes and waves.
+
+  Returns:
+    W plans of one padded shape; W >= 1, also for an empty cohort.
+
+  Raises:
+    InvalidInput: a phase is invalid, its split is unknown, or a client is out
+      of range or named twice.
+  """
+  validate_spec(spec)
+  clients = np.sort(np.asarray(clients, np.int64))
+  validate.check(
+    not np.any(clients[1:] == clients[:-1]), 'Expected distinct clients.'
+  )
+  for phase in spec.phases:
+    validate.one_of('split', phase.split, list(data))
+    population = len(data[phase.split].offsets) - 1
+    validate.check(
+      not len(clients) or 0 <= clients[0] <= clients[-1] < population,
+      f'Expected client numbers in 0..{population - 1}, got '
+      f'{clients[[0, -1]].tolist() if len(clients) else []}.',
+    )
+  size = layout.wave_clients or max(len(clients), 1)
+  chunks = [clients[i : i + size] for i in range(0, max(len(clients), 1), size)]
+  work = [
+    _ClientSteps.plan(spec, data, chunk, seed=seed, round=round)
+    for chunk in chunks
+  ]
+  packed = [_pack(w.num_steps, layout) for w in work]
+  num_steps = bucket(max(p.num_steps.max() for p in packed))
+  num_slots = bucket(max(p.num_slots for p in packed))
+  return [
+    _fill(w, p, layout, num_steps, num_slots)
+    for w, p in zip(work, packed, strict=True)
+  ]
+
+
+class _ClientSteps(NamedTuple):
+  """The steps of K clients before packing; M steps in all, phase by phase."""
+
+  clients: np.ndarray  # [K]
+  num_examples: np.ndarray  # [K]
+  num_steps: np.ndarray  # [K]
+  owner: np.ndarray  # [M] index into clients
+  example: np.ndarray  # [M, B]
+  count: np.ndarray  # [M]
+  step: np.ndarray  # [M]
+  epoch: np.ndarray  # [M]
+  phase: np.ndarray  # [M]
+  epoch_end: np.ndarray  # [M]
+
+  @classmethod
+  def plan(
+    cls,
+    spec: PlanSpec,
+    data: Mapping[str, ClientRows],
+    clients: np.ndarray,
+    *,
+    seed: int,
+    round: int,
+  ) -> '_ClientSteps':
+    done = np.zeros(len(clients), np.int64)
+    parts, first_sizes = [], None
+    for number, phase in enumerate(spec.phases):
+      key = _mix_all(seed, round, number)
+      part, sizes = _phase_steps(phase, data[phase.split], clients, key)
+      part['step'] += done[part['owner']]
+      part['phase'] = np.full(len(part['owner']), number)
+      done += np.bincount(part['owner'], minlength=len(clients))
+      parts.append(part)
+      first_sizes = sizes if first_sizes is None else first_sizes
+    merged = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return cls(clients, first_sizes, done, **merged)
+
+
+def _phase_steps(
+  phase: Phase, data: ClientRows, clients: np.ndarray, key: np.uint64
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Batches of one phase for K clients: ({field: [M, ...]}, sizes [K])."""
+  size = phase.batch_size
+  starts = np.asarray(data.offsets[clients], np.int64)
+  sizes = np.asarray(data.offsets[clients + 1], np.int64) - starts
+  if phase.max_examples is not None:
+    sizes = np.minimum(sizes, phase.max_examples)
+  fill = phase.remainder == 'fill'
+  per_epoch = sizes // size if phase.remainder == 'drop' else -(-sizes // size)
+  epochs = phase.epochs(sizes) if callable(phase.epochs) else phase.epochs
+  epochs = np.broadcast_to(np.asarray(epochs, np.int64), sizes.shape)
+  if phase.steps is not None:
+    steps = np.where(per_epoch > 0, phase.steps, 0)
+  else:
+    steps = -(-epochs * sizes // size) if fill else epochs * per_epoch
+
+  owner = np.repeat(np.arange(len(clients)), steps)
+  step = _ramp(steps)
+  n = sizes[owner]
+  if fill:  # one stream of positions that runs on from epoch to epoch
+    flat = step[:, None] * size + np.arange(size)
+    passes, position = np.divmod(flat, n[:, None])
+    epoch, count = passes[:, 0], np.full(len(owner), size)
+    epoch_end = (step + 1) * size // n > step * size // n
+    num_passes = -(-steps * size // np.maximum(sizes, 1))
+  else:
+    epoch, batch = np.divmod(step, per_epoch[owner])
+    count = np.minimum(size, n - batch * size)
+    offset = np.arange(size)
+    position = batch[:, None] * size + np.where(
+      offset < count[:, None], offset, 0
+    )
+    passes = epoch[:, None]
+    epoch_end = batch == per_epoch[owner] - 1
+    num_passes = -(-steps // np.maximum(per_epoch, 1))
+  if phase.shuffle:
+    order, first = _shuffles(key, clients, sizes, num_passes)
+    position = order[(first[owner][:, None] + passes * n[:, None]) + position]
+  example = data.rows[starts[owner][:, None] + position]
+  part = dict(
+    owner=owner,
+    example=np.asarray(example, np.int64).reshape(-1, size),
+    count=count,
+    step=step,
+    epoch=epoch,
+    epoch_end=epoch_end,
+  )
+  return part, sizes
+
+
+def _ramp(lengths: np.ndarray) -> np.ndarray:
+  """[0..lengths[0]), [0..lengths[1]), ... in one array."""
+  ends = np.cumsum(lengths)
+  return np.arange(ends[-1] if len(ends) else 0) - np.repeat(
+    ends - lengths, lengths
+  )
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+  """SplitMix64's output function on uint64: Steele et al., "Fast splittable
+  pseudorandom number generators", 2014, https://doi.org/10.1145/2660193.2660195
+  """
+  with np.errstate(over='ignore'):
+    x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _mix_all(*numbers: int) -> np.uint64:
+  key = np.uint64(0)
+  for number in numbers:
+    key = _mix(key ^ np.uint64(number % 2**64))
+  return key
+
+
+def _shuffles(
+  key: np.uint64, clients: np.ndarray, sizes: np.ndarray, passes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Orders of every pass of every client, by one sort of hashed counters.
+
+  Returns:
+    order int64 [sum of sizes * passes], position inside the client; first
+    int64 [K], where a client's first pass begins in `order`.
+  """
+  owner = np.repeat(np.arange(len(clients)), passes)
+  lengths = sizes[owner]
+  with np.errstate(over='ignore'):
+    base = _mix(
+      _mix(key ^ clients.astype(np.uint64))[owner]
+      + _ramp(passes).astype(np.uint64)
+    )
+    segment = np.repeat(np.arange(len(owner)), lengths)
+    position = _ramp(lengths)
+    hashed = _mix(base[segment] ^ position.astype(np.uint64))
+  bits = np.uint64(max(len(owner) - 1, 1).bit_length())
+  ranks = np.argsort(
+    (segment.astype(np.uint64) << (np.uint64(64) - bits)) | (hashed >> bits),
+    kind='stable',
+  )
+  begins = np.cumsum(lengths) - lengths
+  work = sizes * passes
+  return ranks - begins[segment], np.cumsum(work) - work
+
+
+class _Packing(NamedTuple):
+  """Where K clients run."""
+
+  device: np.ndarray  # [K]
+  lane: np.ndarray  # [K]
+  first: np.ndarray  # [K] the client's first step in its lane
+  slot: np.ndarray  # [K] ascending by client number within a device
+  num_steps: np.ndarray  # [D]
+  num_slots: int
+
+
+def _pack(work: np.ndarray, layout: Layout) -> _Packing:
+  """Packs clients with work [K] steps onto D x L lanes, longest first."""
+  devices, lanes = layout.num_devices, layout.lanes
+  track = np.zeros(len(work), np.int64)
+  first = np.zeros(len(work), np.int64)
+  # Track t is lane t // D of device t % D, so that ties spread over devices.
+  heap = [(0, t) for t in range(devices * lanes)]
+  busy = np.argsort(-work, kind='stable')[: int((work > 0).sum())]
+  for i in busy.tolist():
+    load, t = heap[0]
+    track[i], first[i] = t, load
+    heapq.heapreplace(heap, (load + int(work[i]), t))
+  idle = np.flatnonzero(work == 0)
+  track[idle] = np.arange(len(idle)) % devices
+  device, lane = track % devices, track // devices
+  slot = np.zeros(len(work), np.int64)
+  num_steps = np.zeros(devices, np.int64)
+  for d in range(devices):
+    here = np.flatnonzero(device == d)
+    slot[here] = np.arange(len(here))
+    num_steps[d] = (first + work)[here].max(initial=0)
+  num_slots = int(np.bincount(device, minlength=1).max())
+  return _Packing(device, lane, first, slot, num_steps, num_slots)
+
+
+def _fill(
+  work: _ClientSteps,
+  packing: _Packing,
+  layout: Layout,
+  num_steps: int,
+  num_slots: int,
+) -> Plan:
+  """Writes packed clients into padded arrays."""
+  devices, lanes = layout.num_devices, layout.lanes
+  zeros = functools.partial(np.zeros, dtype=np.int32)
+  grid = (devices, num_steps, lanes)
+  size = work.example.shape[1]
+  plan = Plan(
+    example=zeros((*grid, size)),
+    count=zeros(grid),
+    step=zeros(grid),
+    epoch=zeros(grid),
+    phase=zeros(grid),
+    epoch_end=np.zeros(grid, bool),
+    slot=zeros(grid),
+    start=zeros(grid),
+    num_start=zeros(grid[:2]),
+    end=zeros(grid),
+    num_end=zeros(grid[:2]),
+    num_steps=packing.num_steps.astype(np.int32),
+    empty=zeros((devices, num_slots)),
+    num_empty=zeros(devices),
+    client=zeros((devices, num_slots)) - 1,
+    num_examples=zeros((devices, num_slots)),
+  )
+  device, lane, first, slot = packing[:4]
+  where = (
+    device[work.owner],
+    first[work.owner] + work.step,
+    lane[work.owner],
+  )
+  plan.slot[where] = slot[work.owner]
+  for name in ('example', 'count', 'step', 'epoch', 'phase', 'epoch_end'):
+    getattr(plan, name)[where] = getattr(work, name)
+  some = work.num_steps > 0
+  _write_events(plan.start, plan.num_start, device, first, lane, some)
+  last = first + work.num_steps - 1
+  _write_events(plan.end, plan.num_end, device, last, lane, some)
+  plan.client[device, slot] = work.clients
+  plan.num_examples[device, slot] = work.num_examples
+  for d in range(devices):
+    none = slot[(device == d) & ~some]
+    plan.empty[d, : len(none)] = none
+    plan.num_empty[d] = len(none)
+  return plan
+
+
+def _write_events(
+  lanes: np.ndarray,
+  counts: np.ndarray,
+  device: np.ndarray,
+  step: np.ndarray,
+  lane: np.ndarray,
+  some: np.ndarray,
+) -> None:
+  """Lists, for every (device, step), the lanes with an event, ascending."""
+  device, step, lane = device[some], step[some], lane[some]
+  order = np.lexsort((lane, step, device))
+  device, step, lane = device[order], step[order], lane[order]
+  np.add.at(counts, (device, step), 1)
+  group = device * lanes.shape[1] + step
+  fresh = np.flatnonzero(np.diff(group, prepend=-1))
+  rank = _ramp(np.diff(fresh, append=len(group)))
+  lanes[device, step, rank] = lane
+
+
+def client_batches(
+  plan: Plan, client: int
+) -> Iterator[tuple[np.ndarray, int, dict[str, Any]]]:
+  """Yields a client's batches in order, for debugging and for oracles.
+
+  Args:
+    plan: one wave.
+    client: client number.
+
+  Yields:
+    (rows int32 [B], count, {'step', 'epoch', 'phase', 'epoch_end'}: scalars).
+  """
+  device, slot = (int(i[0]) for i in np.nonzero(plan.client == client))
+  live = np.arange(plan.slot.shape[1])[:, None] < plan.num_steps[device]
+  mine = live & (plan.slot[device] == slot) & (plan.count[device] > 0)
+  for step, lane in sorted(zip(*np.nonzero(mine), strict=True)):
+    at = (device, step, lane)
+    names = ('step', 'epoch', 'phase', 'epoch_end')
+    info = {name: getattr(plan, name)[at] for name in names}
+    yield plan.example[at], int(plan.count[at]), info
+
+
+def lane_utilisation(plans: list[Plan]) -> float:
+  """Share of lane steps that do work, a scalar in 0..1."""
+  busy = sum(int((plan.count > 0).sum()) for plan in plans)
+  total = sum(
+    int(plan.num_steps.max()) * plan.slot.shape[0] * plan.slot.shape[2]
+    for plan in plans
+  )
+  return busy / total if total else 1.0

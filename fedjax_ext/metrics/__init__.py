@@ -1,0 +1,1 @@
+"""Pure metric functions; distributions over clients are in core.evaluation."""

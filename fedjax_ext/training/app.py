@@ -1,0 +1,117 @@
+"""How a binary starts and ends: one clear line for whatever goes wrong.
+
+Exit codes: 0 done; 1 a write failed; 2 bad flags, files or shapes; 128 + n
+stopped by signal n after saving.
+"""
+
+import logging
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from fedjax_ext.core import InvalidInput
+from fedjax_ext.training.loop import Interrupted, Result
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+  """Parses absl flags; a bad one ends with one line and exit code 2.
+
+  Returns:
+    What is left of argv; anything beyond the program's name is refused.
+  """
+  try:
+    rest = flags.FLAGS(list(argv))
+    if flags.FLAGS['help'].present or flags.FLAGS['helpfull'].present:
+      return rest
+    if len(rest) > 1:
+      raise flags.Error(f'Unexpected argument {rest[1]!r}')
+    return rest
+  except flags.Error as error:
+    _exit(2, ' '.join(str(error).split()))
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a binary's main under the exit codes above."""
+
+  def guarded(argv: Sequence[str]) -> None:
+    del argv
+    _configure_logging()
+    try:
+      main()
+    except InvalidInput as error:
+      _exit(2, str(error))
+    except Interrupted as stop:
+      _exit(128 + stop.signal, str(stop))
+    except KeyboardInterrupt:
+      _exit(130, 'Stopped by a second Ctrl-C; the last checkpoint restores.')
+    except OSError as error:
+      _exit(1, f'{error} (the last checkpoint restores)')
+
+  app.run(guarded, flags_parser=parse_flags)
+
+
+def _configure_logging() -> None:
+  """Shows this package's log lines; libraries speak up when they fail."""
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  absl_logging.set_stderrthreshold('fatal')
+  handler = logging.StreamHandler()
+  handler.setFormatter(
+    logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S')
+  )
+  logger = logging.getLogger('fedjax_ext')
+  logger.handlers = [handler]
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+
+
+def _exit(code: int, message: str) -> None:
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  sys.exit(code)
+
+
+def print_result(
+  result: Result,
+  part_of: Mapping[str, str],
+  *,
+  workdir: pathlib.Path,
+  metric: str = 'accuracy',
+) -> None:
+  """Prints one line for each predictor and part, then the final line.
+
+  Args:
+    result: the finished run.
+    part_of: {'test_accuracy': 'test'}: what the final line says of which part;
+      the pooled metric of the main predictor, i.e. weighted by examples.
+    workdir: the run's folder.
+    metric: the metric of all of these.
+  """
+  columns = ('pooled', 'mean', 'p5', 'p25', 'p50', 'p75', 'p95')
+  width = max(
+    (len(f'{n} {p}') for n, r in result.reports.items() for p in r), default=0
+  )
+  print(
+    f'{metric} by predictor and part; pooled = weighted by examples, the rest '
+    'over clients'
+  )
+  print(
+    f'{"":{width}}  clients  examples  ' + '  '.join(f'{c:>6}' for c in columns)
+  )
+  for predictor, report in result.reports.items():
+    for part, one in report.items():
+      summary = one.summary()
+      values = '  '.join(
+        f'{summary.get(f"{metric}/{c}", float("nan")):6.4f}' for c in columns
+      )
+      print(
+        f'{predictor + " " + part:{width}}  {summary["clients"]:7d}  '
+        f'{summary["examples"]:8d}  {values}'
+      )
+  said = ' '.join(
+    f'{name}={result.summary["metrics"][f"{part}/{metric}/pooled"]:.4f}'
+    for name, part in part_of.items()
+    if f'{part}/{metric}/pooled' in result.summary['metrics']
+  )
+  print(f'final: round={result.round} {said} workdir={workdir}', flush=True)

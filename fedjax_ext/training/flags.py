@@ -1,0 +1,395 @@
+"""Flags that every experiment shares, and what is built from them.
+
+Groups: `client_*` local work, `server_*` the server's optimizer, `data_*` the
+data, and flags of the run itself. Importing this module defines them.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import flags
+
+from fedjax_ext import data
+from fedjax_ext.core import (
+  InvalidInput,
+  Layout,
+  Phase,
+  Sampler,
+  make_layout,
+  poisson_sampler,
+  uniform_sampler,
+  validate,
+  weighted_sampler,
+)
+from fedjax_ext.models import MODELS, Model, make_model
+from fedjax_ext.training.loop import Schedule, Seeds
+
+FLAGS = flags.FLAGS
+OPTIMIZERS = ('sgd', 'adam', 'adamw', 'yogi', 'adagrad', 'rmsprop')
+
+# The run.
+flags.DEFINE_string(
+  'workdir', None, 'Where everything is written; the same one resumes.'
+)
+flags.DEFINE_integer('num_rounds', 100, 'Rounds in all.')
+flags.DEFINE_integer('cohort_size', 20, 'Clients in a round, K.')
+flags.DEFINE_enum(
+  'sampler',
+  'uniform',
+  ['uniform', 'poisson', 'weighted'],
+  'How a cohort is drawn: K without replacement; each client with probability '
+  'K / C; K without replacement by number of examples.',
+)
+flags.DEFINE_integer('seed', 0, 'Seed of every role that has none of its own.')
+for _role, _what in (
+  ('data', 'partition and splits'),
+  ('init', 'first model and client states'),
+  ('sampling', 'cohorts'),
+  ('training', 'shuffles and local steps'),
+):
+  flags.DEFINE_integer(f'{_role}_seed', None, f'Seed of {_what}.')
+flags.DEFINE_integer('eval_every', 10, 'Rounds between evaluations.')
+flags.DEFINE_bool(
+  'eval_train', False, 'Evaluate part train each time, not only at the end.'
+)
+flags.DEFINE_integer('eval_batch_size', 128, 'Examples in an evaluation batch.')
+flags.DEFINE_integer('checkpoint_every', 10, 'Rounds between checkpoints.')
+flags.DEFINE_integer('keep_checkpoints', 2, 'Checkpoints to keep, >= 2.')
+flags.DEFINE_bool('prefetch', True, 'Plan the next round in a thread.')
+flags.DEFINE_integer(
+  'num_devices', 0, 'Devices to use; 0 takes all (on CPU: one for each core).'
+)
+flags.DEFINE_integer(
+  'lanes', 0, 'Lanes per device; 0 is the rule per platform.'
+)
+flags.DEFINE_integer(
+  'wave_clients', 0, 'Clients in a wave of a round; 0 runs them as one wave.'
+)
+flags.DEFINE_bool('debug', False, 'Run client by client in plain Python.')
+
+# Data.
+flags.DEFINE_enum(
+  'data_source',
+  'digits',
+  ['digits', 'synthetic_femnist', 'npz'],
+  'Where examples come from.',
+)
+flags.DEFINE_string('data_dir', '', 'Folder of data_file, for npz.')
+flags.DEFINE_string(
+  'data_file', '', 'NAME of DIR/NAME.npz, or of a folder of .npy, for npz.'
+)
+flags.DEFINE_integer('data_num_classes', 0, 'Classes; 0 = largest label + 1.')
+flags.DEFINE_string('data_client_column', 'client', 'Column of client names.')
+flags.DEFINE_string(
+  'data_group_column', '', 'Integer column to report test rows by.'
+)
+flags.DEFINE_enum(
+  'data_partition',
+  'dirichlet',
+  list(data.PARTITIONS),
+  'Who owns which example: the natural clients, or a partition made here.',
+)
+flags.DEFINE_integer('data_num_clients', 100, 'Clients of a made partition.')
+flags.DEFINE_float(
+  'data_alpha', 0.5, 'Concentration of the Dirichlet partition.'
+)
+flags.DEFINE_integer('data_min_examples', 1, 'Smallest client, for Dirichlet.')
+flags.DEFINE_float(
+  'data_test_fraction', 0.2, 'Test part, where the data has no split column.'
+)
+flags.DEFINE_enum(
+  'data_test_owner',
+  'pooled',
+  ['pooled', 'clients'],
+  'Made partitions: test rows form one pool, or belong to the clients too.',
+)
+flags.DEFINE_float(
+  'data_validation_fraction',
+  0.0,
+  "Validation part of each client's train rows.",
+)
+flags.DEFINE_float(
+  'data_unparticipating_fraction', 0.0, 'Clients held out of training.'
+)
+flags.DEFINE_float(
+  'data_mean_examples', 200.0, 'Mean examples of a synthetic client.'
+)
+
+# Model.
+flags.DEFINE_enum('model', 'mlp', list(MODELS), 'The model.')
+flags.DEFINE_list(
+  'model_hidden', ['200'], 'Widths of the hidden layers of mlp.'
+)
+flags.DEFINE_bool('model_dropout', False, "emnist_cnn: the paper's dropout.")
+
+# Clients and server.
+for _side, _rate in (('client', 0.1), ('server', 1.0)):
+  flags.DEFINE_enum(
+    f'{_side}_optimizer', 'sgd', OPTIMIZERS, f'Optimizer of the {_side}.'
+  )
+  flags.DEFINE_float(
+    f'{_side}_learning_rate', _rate, f'Learning rate of the {_side}.'
+  )
+  flags.DEFINE_float(
+    f'{_side}_momentum', 0.0, f'Momentum of the {_side} (sgd and rmsprop).'
+  )
+  flags.DEFINE_float(f'{_side}_b1', 0.9, f'{_side}: adam, adamw, yogi.')
+  flags.DEFINE_float(f'{_side}_b2', 0.99, f'{_side}: adam, adamw, yogi.')
+  flags.DEFINE_float(
+    f'{_side}_epsilon', 1e-3, f'{_side}: the adaptive optimizers.'
+  )
+flags.DEFINE_float('client_weight_decay', 0.0, 'L2 decay in the gradient.')
+flags.DEFINE_integer('client_epochs', 1, 'Local epochs.')
+flags.DEFINE_integer(
+  'client_steps', 0, 'Local steps instead of epochs, if > 0.'
+)
+flags.DEFINE_integer('client_batch_size', 20, 'Examples in a local batch, B.')
+flags.DEFINE_enum(
+  'client_remainder',
+  'mask',
+  ['mask', 'drop', 'fill'],
+  'Last short batch of an epoch: kept, left out, or filled (as FedJAX does).',
+)
+flags.DEFINE_integer(
+  'client_max_examples', 0, 'Use the first so many of a client, if > 0.'
+)
+flags.DEFINE_enum(
+  'client_weighting',
+  'examples',
+  ['examples', 'uniform'],
+  'Weights of clients in the mean.',
+)
+
+# Flags that say where things are or how a run is watched, not what it computes.
+UNBOUND = ('workdir', 'data_dir')
+
+
+def use_all_cpus() -> None:
+  """Makes one CPU device for each core this process may use.
+
+  On CPU two devices of one core each beat one device with two threads by 1.1 to
+  1.65 times. Does nothing once jax has started, or where XLA_FLAGS already says
+  how many; an accelerator, if there is one, is used regardless.
+  """
+  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    return
+  cores = (
+    len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
+  )
+  devices = FLAGS.num_devices or min(cores, max(FLAGS.cohort_size, 1))
+  validate.at_least('num_devices', devices, 1)
+  try:
+    jax.config.update('jax_num_cpu_devices', devices)
+  except RuntimeError:  # jax is already running, e.g. in a notebook
+    return
+
+
+def flag_values(*modules: str) -> dict[str, Any]:
+  """All flags of this module and of the named ones, {name: value}.
+
+  Without those that say where things are (UNBOUND).
+  """
+  by_module = FLAGS.flags_by_module_dict()
+  return {
+    flag.name: flag.value
+    for module in (__name__, *modules)
+    for flag in by_module.get(module, [])
+    if flag.name not in UNBOUND
+  }
+
+
+def workdir_from_flags() -> pathlib.Path:
+  """--workdir, which must be given."""
+  validate.check(FLAGS.workdir, 'Expected --workdir=DIR, got none.')
+  return pathlib.Path(FLAGS.workdir)
+
+
+def seeds_from_flags() -> Seeds:
+  """One seed (a scalar) a role, --seed where a role has none."""
+  pick = lambda role: (
+    FLAGS.seed
+    if FLAGS[f'{role}_seed'].value is None
+    else FLAGS[f'{role}_seed'].value
+  )
+  return Seeds(pick('init'), pick('sampling'), pick('training'))
+
+
+def schedule_from_flags() -> Schedule:
+  """The schedule; scalars."""
+  return Schedule(
+    num_rounds=FLAGS.num_rounds,
+    eval_every=FLAGS.eval_every,
+    eval_train=FLAGS.eval_train,
+    checkpoint_every=FLAGS.checkpoint_every,
+    keep_checkpoints=FLAGS.keep_checkpoints,
+    prefetch=FLAGS.prefetch,
+    eval_batch_size=FLAGS.eval_batch_size,
+  )
+
+
+def layout_from_flags() -> Layout:
+  """Devices, lanes and waves; starts jax, after `use_all_cpus`."""
+  use_all_cpus()
+  return make_layout(
+    num_devices=FLAGS.num_devices,
+    lanes=FLAGS.lanes,
+    wave_clients=FLAGS.wave_clients,
+  )
+
+
+def columns_from_flags() -> data.Columns:
+  """Reads the source; columns [M, ...].
+
+  Raises:
+    InvalidInput: a file is missing or breaks the schema.
+  """
+  seed = FLAGS.seed if FLAGS.data_seed is None else FLAGS.data_seed
+  if FLAGS.data_source == 'digits':
+    return data.load_digits()
+  if FLAGS.data_source == 'synthetic_femnist':
+    return data.synthetic_femnist(
+      num_clients=FLAGS.data_num_clients,
+      mean_examples=FLAGS.data_mean_examples,
+      seed=seed,
+    )
+  validate.check(
+    FLAGS.data_dir and FLAGS.data_file,
+    'Expected --data_dir=DIR and --data_file=NAME for data_source=npz, got '
+    f'data_dir={FLAGS.data_dir!r}, data_file={FLAGS.data_file!r}.',
+  )
+  path = pathlib.Path(FLAGS.data_dir) / FLAGS.data_file
+  return data.load_columns(
+    path if path.is_dir() else path.with_name(f'{path.name}.npz'),
+    num_classes=FLAGS.data_num_classes,
+    client_column=FLAGS.data_client_column,
+  )
+
+
+def dataset_from_flags(columns: data.Columns) -> data.FederatedDataset:
+  """Clients, splits and parts of columns [M, ...]."""
+  return data.make_dataset(
+    columns,
+    partition=FLAGS.data_partition,
+    num_clients=FLAGS.data_num_clients,
+    alpha=FLAGS.data_alpha,
+    min_examples=FLAGS.data_min_examples,
+    test_fraction=FLAGS.data_test_fraction,
+    test_owner=FLAGS.data_test_owner,
+    validation_fraction=FLAGS.data_validation_fraction,
+    unparticipating_fraction=FLAGS.data_unparticipating_fraction,
+    group_column=FLAGS.data_group_column,
+    seed=FLAGS.seed if FLAGS.data_seed is None else FLAGS.data_seed,
+  )
+
+
+def sampler_from_flags(dataset: data.FederatedDataset) -> Sampler:
+  """The cohort sampler over participating clients [C']."""
+  clients = dataset.participating
+  _check_cohort_size(len(clients))
+  if FLAGS.sampler == 'poisson':
+    return poisson_sampler(
+      clients, probability=FLAGS.cohort_size / len(clients)
+    )
+  if FLAGS.sampler == 'weighted':
+    return weighted_sampler(
+      clients,
+      weights=dataset.splits['train'].sizes(clients).astype(np.float64),
+      cohort_size=FLAGS.cohort_size,
+    )
+  return uniform_sampler(clients, cohort_size=FLAGS.cohort_size)
+
+
+def _check_cohort_size(population: int) -> None:
+  validate.at_least('cohort_size', FLAGS.cohort_size, 1)
+  validate.check(
+    FLAGS.cohort_size <= population,
+    f'Expected cohort_size <= {population} (the participating clients), got '
+    f'cohort_size={FLAGS.cohort_size}.',
+  )
+
+
+def phase_from_flags(
+  *, epochs: int | None = None, steps: int | None = None
+) -> Phase:
+  """The clients' local work; scalars.
+
+  Args:
+    epochs: instead of --client_epochs.
+    steps: instead of --client_steps.
+  """
+  validate.at_least('client_batch_size', FLAGS.client_batch_size, 1)
+  for name in ('client_epochs', 'client_steps', 'client_max_examples'):
+    validate.at_least(name, FLAGS[name].value, 0)
+  steps = FLAGS.client_steps if steps is None else steps
+  return Phase(
+    epochs=FLAGS.client_epochs if epochs is None else epochs,
+    steps=steps or None,
+    batch_size=FLAGS.client_batch_size,
+    remainder=FLAGS.client_remainder,
+    max_examples=FLAGS.client_max_examples or None,
+  )
+
+
+def optimizer_from_flags(
+  side: str, *, learning_rate: float | None = None
+) -> optax.GradientTransformation:
+  """The optimizer of 'client' or 'server'.
+
+  Args:
+    side: which flags to read.
+    learning_rate: instead of the flag's.
+  """
+  get = lambda name: FLAGS[f'{side}_{name}'].value
+  rate = get('learning_rate') if learning_rate is None else learning_rate
+  validate.at_least(f'{side}_learning_rate', rate, 0)
+  validate.between(f'{side}_momentum', get('momentum'), 0, 1)
+  betas = dict(b1=get('b1'), b2=get('b2'), eps=get('epsilon'))
+  momentum = get('momentum') or None
+  optimizer = {
+    'sgd': lambda: optax.sgd(rate, momentum=momentum),
+    'adam': lambda: optax.adam(rate, **betas),
+    'adamw': lambda: optax.adamw(rate, **betas),
+    'yogi': lambda: optax.yogi(rate, **betas),
+    'adagrad': lambda: optax.adagrad(
+      rate, initial_accumulator_value=0.0, eps=get('epsilon')
+    ),
+    'rmsprop': lambda: optax.rmsprop(
+      rate, decay=get('b2'), eps=get('epsilon'), momentum=momentum
+    ),
+  }[get('optimizer')]()
+  if side == 'client' and FLAGS.client_weight_decay:
+    validate.at_least('client_weight_decay', FLAGS.client_weight_decay, 0)
+    decay = optax.add_decayed_weights(FLAGS.client_weight_decay)
+    optimizer = optax.chain(decay, optimizer)
+  return optimizer
+
+
+def model_from_flags(dataset: data.FederatedDataset) -> Model:
+  """The model for a dataset's images [M, ...]."""
+  validate.check(
+    'image' in dataset.features,
+    f'Expected a feature "image" for model={FLAGS.model}, got '
+    f'{sorted(dataset.features)}.',
+  )
+  settings: dict[str, Any] = {}
+  if FLAGS.model == 'mlp':
+    try:
+      settings['hidden'] = tuple(int(width) for width in FLAGS.model_hidden)
+    except ValueError as error:
+      raise InvalidInput(
+        f'Expected integers in model_hidden, got {FLAGS.model_hidden}.'
+      ) from error
+    for width in settings['hidden']:
+      validate.at_least('model_hidden', width, 1)
+  if FLAGS.model == 'emnist_cnn' and not FLAGS.model_dropout:
+    settings['dropout'] = ()
+  return make_model(
+    FLAGS.model,
+    input_shape=dataset.features['image'].shape[1:],
+    num_classes=dataset.num_classes,
+    **settings,
+  )

@@ -1,0 +1,452 @@
+"""The training loop: everything about a run that is not pure.
+
+Prefetch of plans, evaluation schedule, metric writers, progress, checkpoints,
+preemption. Rounds count from 1. Same workdir = resume.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import logging
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_ext.core import (
+  ClientStates,
+  Cohort,
+  FederatedAlgorithm,
+  Layout,
+  Part,
+  Report,
+  Sampler,
+  make_client_states,
+  make_cohort,
+  make_evaluator,
+  place_features,
+  sample_cohort,
+  summarize_report,
+  validate,
+)
+from fedjax_ext.core.plans import ClientRows
+from fedjax_ext.training.checkpoints import Checkpoints, digest
+from fedjax_ext.training.manifest import Manifest, open_workdir, write_manifest
+from fedjax_ext.training.plots import plot_curves
+from fedjax_ext.training.progress import Progress
+from fedjax_ext.training.writers import MetricWriter, write_atomically
+
+_LOG = logging.getLogger(__name__)
+
+PyTree = Any
+
+
+class Dataset(Protocol):
+  """What the loop needs of data (`fedjax_ext.data.FederatedDataset`).
+
+  Attributes:
+    splits: views by name.
+    features: {name: [M, ...]}.
+    participating: client numbers int64 [C'].
+    parts: what to report on, by name.
+  """
+
+  splits: Mapping[str, ClientRows]
+  features: Mapping[str, np.ndarray]
+  participating: np.ndarray
+  parts: Mapping[str, Part]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+  """One seed (a scalar) for each role.
+
+  Attributes:
+    init: the first model and the clients' first states.
+    sampling: the cohorts.
+    training: shuffles, and the keys of local steps.
+  """
+
+  init: int = 0
+  sampling: int = 0
+  training: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """When what happens; scalars, counted in rounds.
+
+  Attributes:
+    num_rounds: rounds in all.
+    eval_every: rounds between evaluations; the last round has one anyway.
+    eval_train: also evaluate part 'train' each time, not only at the end.
+    checkpoint_every: rounds between checkpoints; the last round has one.
+    keep_checkpoints: how many to keep, at least 2.
+    prefetch: plan the next round in a thread while the device works.
+    eval_batch_size: examples in an evaluation batch.
+  """
+
+  num_rounds: int
+  eval_every: int = 10
+  eval_train: bool = False
+  checkpoint_every: int = 10
+  keep_checkpoints: int = 2
+  prefetch: bool = True
+  eval_batch_size: int = 128
+
+  def __post_init__(self):
+    for name, least in (
+      ('num_rounds', 1),
+      ('eval_every', 1),
+      ('checkpoint_every', 1),
+      ('keep_checkpoints', 2),
+      ('eval_batch_size', 1),
+    ):
+      validate.at_least(name, getattr(self, name), least)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """A finished run.
+
+  Attributes:
+    round: the last round, a scalar.
+    server_state: pytree.
+    client_states: the bank, or None.
+    reports: {predictor: report} of the last round; the first is the main one.
+    rows: metric rows of all rounds.
+    summary: what final.json says.
+  """
+
+  round: int
+  server_state: PyTree
+  client_states: ClientStates | None
+  reports: dict[str, Report]
+  rows: list[dict[str, Any]]
+  summary: dict[str, Any]
+
+
+class Interrupted(Exception):
+  """A signal ended the run after a checkpoint; `signal` is its number."""
+
+  def __init__(self, signal_number: int, round: int, workdir: pathlib.Path):
+    self.signal = signal_number
+    super().__init__(
+      f'Stopped by {signal.Signals(signal_number).name} after round {round}; '
+      f'the same command resumes from {workdir}.'
+    )
+
+
+class _Signals:
+  """Notes SIGTERM and SIGINT; a second one takes its usual course."""
+
+  def __init__(self):
+    self.received = 0
+    self._old: dict[int, Any] = {}
+
+  def __enter__(self) -> '_Signals':
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._old[number] = signal.signal(number, self._note)
+    return self
+
+  def _note(self, number: int, frame: FrameType | None) -> None:
+    self.received = number
+    _LOG.info('%s: saving after this round.', signal.Signals(number).name)
+    signal.signal(number, self._old[number])
+
+  def __exit__(self, *error: Any) -> None:
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+
+def train(
+  algorithm: FederatedAlgorithm,
+  dataset: Dataset,
+  *,
+  sampler: Sampler,
+  seeds: Seeds,
+  schedule: Schedule,
+  layout: Layout,
+  workdir: pathlib.Path,
+  manifest: Manifest,
+) -> Result:
+  """Trains, or resumes what the workdir holds.
+
+  Args:
+    algorithm: what to run.
+    dataset: splits, features, parts.
+    sampler: who takes part in a round.
+    seeds: one for each role.
+    schedule: rounds, evaluations, checkpoints.
+    layout: devices, lanes, waves.
+    workdir: gets manifest.json, metrics.jsonl, metrics.csv, tensorboard/,
+      checkpoints/, curves.png, report.json and final.json.
+    manifest: from `make_manifest`.
+
+  Raises:
+    InvalidInput: the workdir belongs to another run.
+    OSError: a write failed; the last good checkpoint restores.
+    Interrupted: SIGTERM or SIGINT came; a checkpoint was saved.
+  """
+  manifest = open_workdir(workdir, manifest)
+  run = _Run(
+    algorithm, dataset, sampler, seeds, schedule, layout, workdir, manifest
+  )
+  with _Signals() as signals:
+    return run(signals)
+
+
+def _cohorts(
+  prepare: Callable[[int], Cohort], rounds: range, prefetch: bool
+) -> Iterator[Cohort]:
+  """Yields planned cohorts; a thread prepares the next one meanwhile."""
+  if not prefetch:
+    yield from map(prepare, rounds)
+    return
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    ahead = pool.submit(prepare, rounds[0]) if len(rounds) else None
+    for round in rounds:
+      cohort = ahead.result()
+      ahead = pool.submit(prepare, round + 1) if round < rounds[-1] else None
+      yield cohort
+
+
+class _Run:
+  """The pieces of one run, set up once."""
+
+  def __init__(
+    self,
+    algorithm,
+    dataset,
+    sampler,
+    seeds,
+    schedule,
+    layout,
+    workdir,
+    manifest,
+  ):
+    self.algorithm, self.dataset = algorithm, dataset
+    self.sampler, self.seeds = sampler, seeds
+    self.schedule, self.layout = schedule, layout
+    self.workdir, self.manifest = workdir, manifest
+    self.features = place_features(dataset.features, layout)
+    self.sizes = np.diff(next(iter(dataset.splits.values())).offsets)
+    key = jax.random.key(seeds.init)
+    self.server_state = layout.replicate(jax.jit(algorithm.init)(key))
+    self.client_states = None
+    if algorithm.init_client is not None:
+      self.client_states = make_client_states(
+        algorithm.init_client,
+        num_clients=len(self.sizes),
+        key=jax.random.fold_in(key, 1),
+        directory=workdir / 'client_states',
+      )
+    often = {
+      name: part
+      for name, part in dataset.parts.items()
+      if name != 'train' or schedule.eval_train
+    }
+    self.often = self._evaluators(often)
+    rest = {k: v for k, v in dataset.parts.items() if k not in often}
+    self.last = self._evaluators(rest)
+
+  def _evaluators(self, parts: Mapping[str, Part]) -> dict[str, Any]:
+    if not parts:
+      return {}
+    return {
+      name: make_evaluator(
+        predictor,
+        data=self.dataset.splits,
+        parts=parts,
+        features=self.features,
+        layout=self.layout,
+        batch_size=self.schedule.eval_batch_size,
+        seed=self.seeds.training,
+      )
+      for name, predictor in self.algorithm.predictors.items()
+    }
+
+  def __call__(self, signals: _Signals) -> Result:
+    begun = time.monotonic()
+    checkpoints = Checkpoints(self.workdir, keep=self.schedule.keep_checkpoints)
+    restored = checkpoints.restore(self.server_state, self.client_states)
+    first, processed = 0, 0
+    if restored is not None:
+      first = restored.round
+      self.server_state = self.layout.replicate(restored.server_state)
+      self.client_states = restored.client_states
+      processed = restored.extra['examples_processed']
+      _LOG.info('Resuming after round %d of %s.', first, self.workdir)
+    elif self.client_states is not None:
+      self.client_states.keep({})
+    writer = MetricWriter(self.workdir, after_round=first)
+    reports: dict[str, Report] = {}
+    rounds = range(first + 1, self.schedule.num_rounds + 1)
+    earlier = self.manifest['wall_seconds']
+    wall = lambda: earlier + time.monotonic() - begun
+    try:
+      with Progress(self.schedule.num_rounds, initial=first) as progress:
+        for cohort in _cohorts(self._prepare, rounds, self.schedule.prefetch):
+          values = self._round(cohort)
+          processed += values['examples']
+          reports = self._evaluate(cohort.round)
+          values |= _flatten(reports)
+          writer.write(cohort.round, values)
+          progress.update(_short(values), important=bool(reports))
+          if self._saves(cohort.round) or signals.received:
+            checkpoints.save(
+              cohort.round,
+              self.server_state,
+              self.client_states,
+              {'examples_processed': processed},
+            )
+          if signals.received and cohort.round < rounds[-1]:
+            checkpoints.wait()
+            raise Interrupted(signals.received, cohort.round, self.workdir)
+      if not reports:  # resumed after the last round
+        reports = self._evaluate(self.schedule.num_rounds)
+      checkpoints.close()
+    finally:
+      writer.close()
+      self.manifest = dict(self.manifest, wall_seconds=wall())
+      write_manifest(self.workdir, self.manifest)
+    return self._finish(writer.rows, reports, processed)
+
+  def _prepare(self, round: int) -> Cohort:
+    """A planned cohort; pure, so a thread may run it ahead."""
+    cohort = make_cohort(
+      sample_cohort(self.sampler, self.seeds.sampling, round),
+      round=round,
+      seed=self.seeds.training,
+      specs=self.algorithm.plans,
+      data=self.dataset.splits,
+      features=self.features,
+      layout=self.layout,
+    )
+    for name in self.algorithm.plans:
+      cohort.plans(name)
+    return cohort
+
+  def _round(self, cohort: Cohort) -> dict[str, Any]:
+    """One round: its scalars."""
+    begun = time.monotonic()
+    self.server_state, self.client_states, metrics = self.algorithm.apply(
+      self.server_state, self.client_states, cohort
+    )
+    metrics = {k: np.asarray(v).item() for k, v in metrics.items()}
+    if metrics.get('clients_dropped'):
+      _LOG.warning(
+        'Round %d: %d of %d clients dropped for non-finite updates.',
+        cohort.round,
+        metrics['clients_dropped'],
+        len(cohort.clients),
+      )
+    return metrics | {
+      'examples': sum(
+        int(plan.count.sum())
+        for name in self.algorithm.plans
+        for plan in cohort.plans(name)
+      ),
+      'seconds': time.monotonic() - begun,
+    }
+
+  def _evaluate(self, round: int) -> dict[str, Report]:
+    last = round == self.schedule.num_rounds
+    if not last and round % self.schedule.eval_every:
+      return {}
+    reports: dict[str, Report] = {}
+    for evaluators in (self.last, self.often) if last else (self.often,):
+      for name, evaluator in evaluators.items():
+        report = evaluator(self.server_state, self.client_states)
+        reports[name] = reports.get(name, {}) | report
+    return reports
+
+  def _saves(self, round: int) -> bool:
+    return (
+      round % self.schedule.checkpoint_every == 0
+      or round == self.schedule.num_rounds
+    )
+
+  def _finish(
+    self, rows: list[dict], reports: dict[str, Report], processed: int
+  ) -> Result:
+    """Writes report.json, final.json and curves.png."""
+    metrics = _flatten(reports)
+    finite = all(
+      bool(jnp.isfinite(x).all())
+      for x in jax.tree.leaves(self.server_state)
+      if jnp.issubdtype(x.dtype, jnp.inexact)
+    )
+    summary = {
+      'round': self.schedule.num_rounds,
+      'diverged': not finite,
+      'metrics': {k: v if np.isfinite(v) else None for k, v in metrics.items()},
+      'clients': len(self.dataset.participating),
+      'examples': int(self.sizes[self.dataset.participating].sum()),
+      'examples_processed': processed,
+      'wall_seconds': round(self.manifest['wall_seconds'], 1),
+      'device': self.manifest['device'],
+      'layout': self.manifest['layout'],
+      'versions': self.manifest['versions'],
+      'commit': self.manifest['commit'],
+      'state_sha256': digest(self.server_state),
+    }
+    per_client = {
+      name: {part: _columns(one) for part, one in report.items()}
+      for name, report in reports.items()
+    }
+    write_atomically(self.workdir / 'report.json', json.dumps(per_client))
+    plot_curves(rows, self.workdir / 'curves.png', title=self.workdir.name)
+    write_atomically(
+      self.workdir / 'final.json', json.dumps(summary, indent=2) + '\n'
+    )
+    return Result(
+      self.schedule.num_rounds,
+      self.server_state,
+      self.client_states,
+      reports,
+      rows,
+      summary,
+    )
+
+
+def _flatten(reports: Mapping[str, Report]) -> dict[str, float]:
+  """Scalars of all predictors; all but the first carry their name."""
+  return {
+    (key if i == 0 else f'{name}:{key}'): value
+    for i, (name, report) in enumerate(reports.items())
+    for key, value in summarize_report(report).items()
+  }
+
+
+def _columns(report: Any) -> dict[str, Any]:
+  """A part's report client by client, as plain lists."""
+  columns = {
+    'client': report.clients.tolist(),
+    'examples': report.examples.tolist(),
+  }
+  for name, sums in report.sums.items():
+    columns[f'{name}/sum'] = sums.tolist()
+    columns[f'{name}/weight'] = report.weights[name].tolist()
+  return columns
+
+
+def _short(values: Mapping[str, Any]) -> str:
+  """The few numbers that a progress line has room for."""
+  wanted = [
+    name
+    for name in values
+    if name == 'train_loss'
+    or (':' not in name and name.endswith('accuracy/pooled'))
+  ]
+  return ' '.join(
+    f'{n.removesuffix("/pooled")}={values[n]:.4f}' for n in wanted
+  )

@@ -1,0 +1,66 @@
+"""Draws a table as a bar chart."""
+
+import io
+from collections.abc import Sequence
+
+from launchers import spec as spec_lib
+from launchers import summary
+
+
+def bar_chart(
+  spec: spec_lib.TableSpec, groups: Sequence[summary.Group], *, subtitle: str
+) -> bytes:
+  """Draws one bar for each row and data set, with its seeds.
+
+  Args:
+    spec: the table.
+    groups: its summary.
+    subtitle: what stands under the title, such as the preset and the seeds.
+
+  Returns:
+    A PNG. Bars are means over seeds, whiskers one standard deviation, dots the
+    seeds; seeds that diverged or failed are counted on their bar.
+
+  Raises:
+    ImportError: matplotlib is not installed.
+  """
+  from matplotlib import figure
+
+  rows = list(dict.fromkeys(group.row for group in groups))
+  datasets = list(dict.fromkeys(group.dataset for group in groups))
+  width = 0.8 / len(rows)
+  inches = max(6.0, 1.0 + 0.45 * len(rows) * len(datasets))
+  chart = figure.Figure(figsize=(inches, 4.0), layout='constrained')
+  axes = chart.add_subplot()
+  named = set()
+  for group in groups:
+    index = rows.index(group.row)
+    x = datasets.index(group.dataset) + (index + 0.5) * width - 0.4
+    counts = (('diverged', group.diverged), ('failed', group.failed))
+    note = ', '.join(f'{count} {name}' for name, count in counts if count)
+    axes.text(x, 0, f'  {note}', rotation=90, ha='center', va='bottom')
+    if group.mean is None:
+      continue
+    label = None if group.row in named else group.row
+    named.add(group.row)
+    axes.bar(
+      x,
+      group.mean,
+      0.9 * width,
+      yerr=group.deviation,
+      capsize=3,
+      color=f'C{index % 10}',
+      alpha=0.7,
+      label=label,
+    )
+    axes.plot([x] * len(group.values), group.values, 'k.', markersize=4)
+  axes.set_xticks(range(len(datasets)), datasets)
+  axes.set_xlim(-0.5, len(datasets) - 0.5)
+  unit = ' (%)' if spec.scale == 100 else ''
+  axes.set_ylabel(f'{spec.metric}{unit}')
+  axes.set_title(f'{spec.title}\n{subtitle}', fontsize=10)
+  if named:
+    axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
+  contents = io.BytesIO()
+  chart.savefig(contents, format='png', dpi=120)
+  return contents.getvalue()

@@ -1,0 +1,226 @@
+"""From a paper's name to its table: tune, run, judge, write."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import logging
+
+from launchers import (
+  fields,
+  grid,
+  local,
+  plot,
+  sources,
+  summary,
+  tables,
+  tuning,
+)
+from launchers import results as results_lib
+from launchers import spec as spec_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """What the user asked for.
+
+  Attributes:
+    paper: the folder in `experiments_dir` that holds table.toml.
+    preset: smoke, small or paper.
+    seeds: seeds in place of the preset's, or None.
+    jobs: how many cells run at a time, each on one core.
+    experiments_dir: the folder of all papers; its parent is the root where the
+      commands run.
+    results_dir: where results/NAME/PRESET goes.
+    command: the command line that made these options, for table.md.
+    grace_seconds: how long a run may take to save its state after Ctrl-C.
+  """
+
+  paper: str
+  preset: str
+  seeds: tuple[int, ...] | None
+  jobs: int
+  experiments_dir: pathlib.Path
+  results_dir: pathlib.Path
+  command: str
+  grace_seconds: float = 30.0
+
+
+def load(options: Options) -> tuple[spec_lib.TableSpec, grid.Plan]:
+  """Reads the table's description and plans its preset.
+
+  Args:
+    options: what the user asked for.
+
+  Returns:
+    The description and the plan.
+
+  Raises:
+    TableError: the options or the description are wrong.
+  """
+  if not options.paper.isidentifier():
+    raise fields.TableError(
+      f'--paper: expected the name of a folder, got {options.paper!r}'
+    )
+  experiments = options.experiments_dir.resolve()
+  path = experiments / options.paper / 'table.toml'
+  if not path.is_file():
+    papers = [p.parent.name for p in sorted(experiments.glob('*/table.toml'))]
+    raise fields.TableError(
+      f'--paper: no {_shown(path, experiments.parent)}; papers with a table: '
+      + (', '.join(papers) or 'none')
+    )
+  spec = spec_lib.load_table(path, shown=_shown(path, experiments.parent))
+  plan = grid.make_plan(
+    spec,
+    name=options.paper,
+    preset=options.preset,
+    seeds=options.seeds,
+    folder=f'{experiments.name}/{options.paper}',
+    results_dir=_shown(options.results_dir.resolve(), experiments.parent),
+  )
+  return spec, plan
+
+
+def dry_run(options: Options) -> list[str]:
+  """Lists the commands, shell-quoted, and runs nothing.
+
+  Args:
+    options: what the user asked for.
+
+  Returns:
+    The tuning runs, then the table's cells. Where the results of the tuning
+    are there already, the cells have the chosen values, else a placeholder.
+
+  Raises:
+    TableError: the options or the description are wrong.
+  """
+  spec, plan = load(options)
+  root, digest = _root_and_digest(options)
+  tuned = grid.tuning_cells(spec, plan)
+  found = [local.kept_result(cell, root, digest) for cell in tuned]
+  choices = tuning.choose_all(spec, [r for r in found if r is not None])
+  chosen = tuning.chosen_values(choices)
+  cells = tuned + grid.report_cells(spec, plan, chosen)
+  return [cell.command(sys.executable) for cell in cells]
+
+
+def run(options: Options) -> int:
+  """Runs the table's cells and writes its files.
+
+  Args:
+    options: what the user asked for.
+
+  Returns:
+    The exit code: 0, or 1 where a cell failed.
+
+  Raises:
+    TableError: the options or the description are wrong.
+    Interrupted: a signal stopped the runs.
+  """
+  spec, plan = load(options)
+  root, _ = _root_and_digest(options)
+  folder = root / plan.results
+  with local.results_lock(folder / 'runs') as pass_fds:
+    machine = local.Machine(
+      root=root,
+      jobs=options.jobs,
+      digest=lambda: _root_and_digest(options)[1],
+      grace_seconds=options.grace_seconds,
+      pass_fds=pass_fds,
+    )
+    tuning_cells = grid.tuning_cells(spec, plan)
+    tuned = local.run_cells(tuning_cells, machine, label='tuning')
+    choices = tuning.choose_all(spec, tuned)
+    if choices:
+      record = tuning.to_json(spec, choices)
+      results_lib.write_json(folder / 'tuning.json', record)
+    results = _run_report_cells(spec, plan, choices, machine)
+    report = tables.Report(
+      spec=spec,
+      plan=plan,
+      results=results,
+      tuning_cells=tuning_cells,
+      choices=choices,
+      command=options.command,
+    )
+    _write(report, folder)
+  return _exit_code([*tuned, *results], report, root)
+
+
+def _run_report_cells(
+  spec: spec_lib.TableSpec,
+  plan: grid.Plan,
+  choices: Sequence[tuning.Choice],
+  machine: local.Machine,
+) -> list[results_lib.Result]:
+  """Runs the table's cells; those whose tuning failed fail unrun."""
+  cells = grid.report_cells(spec, plan, tuning.chosen_values(choices))
+  blocked = {
+    (choice.dataset, choice.row): choice.reason
+    for choice in choices
+    if choice.chosen is None
+  }
+  ready = [c for c in cells if (c.dataset, c.row) not in blocked]
+  ran = {r.cell: r for r in local.run_cells(ready, machine)}
+  return [
+    ran[cell]
+    if cell in ran
+    else results_lib.Result(cell, None, '', blocked[cell.dataset, cell.row])
+    for cell in cells
+  ]
+
+
+def _write(report: tables.Report, folder: pathlib.Path) -> None:
+  """Writes table.md, table.csv and, where matplotlib is there, plot.png."""
+  results_lib.write_atomic(folder / 'table.md', tables.markdown(report))
+  results_lib.write_atomic(folder / 'table.csv', tables.csv_text(report))
+  seeds = ', '.join(map(str, report.plan.seeds))
+  try:
+    chart = plot.bar_chart(
+      report.spec,
+      summary.summarise(report.spec, report.results),
+      subtitle=f'{report.plan.preset} scale, seeds {seeds}',
+    )
+  except ImportError as error:
+    (folder / 'plot.png').unlink(missing_ok=True)
+    logging.info('no plot.png: %s', error)
+    return
+  results_lib.write_atomic(folder / 'plot.png', chart)
+
+
+def _exit_code(
+  ended: Sequence[results_lib.Result],
+  report: tables.Report,
+  root: pathlib.Path,
+) -> int:
+  """Says what failed and where the table is; 1 where something failed."""
+  lines = []
+  for result in ended:
+    if result.final is None:
+      log = root / result.cell.workdir / 'log.txt'
+      where = f' ({result.cell.workdir}/log.txt)' if log.is_file() else ''
+      lines.append(f'{result.cell.label}: {result.reason}{where}')
+      continue
+    if result.cell in {r.cell for r in report.results}:
+      figure = results_lib.measure(result, report.spec.metric)
+      if figure.status == 'failed':
+        lines.append(f'{result.cell.label}: {figure.reason}')
+  for line in lines:
+    print(f'failed: {line}', file=sys.stderr)
+  print(f'{report.plan.results}/table.md')
+  return 1 if lines else 0
+
+
+def _root_and_digest(options: Options) -> tuple[pathlib.Path, str]:
+  experiments = options.experiments_dir.resolve()
+  folder = experiments / options.paper
+  return experiments.parent, sources.code_digest(experiments.parent, folder)
+
+
+def _shown(path: pathlib.Path, root: pathlib.Path) -> str:
+  """Writes a path relative to the root where it lies under it."""
+  if path.is_relative_to(root):
+    path = path.relative_to(root)
+  return path.as_posix()

@@ -1,0 +1,361 @@
+"""Reads and checks experiments/NAME/table.toml, the description of one table.
+
+The format, with every key (those marked optional may be left out):
+
+    title = 'Federated averaging and its baselines'
+    paper = 'Authors, year, title, link'
+    metric = 'test/accuracy/pooled'   # a key of final.json's metrics
+    direction = 'higher'              # optional: 'higher' (default) or 'lower'
+    scale = 100.0                     # optional: shown = scale * measured
+    [presets.smoke]                   # any of smoke, small, paper
+    seeds = [1]
+    datasets = ['digits']             # optional: a subset of the columns
+    flags = ['--num_rounds=2']        # optional: appended to every command
+    [[rows]]                          # one method
+    name = 'FedAvg'
+    flags = ['--algorithm=fed_avg']   # optional
+    tune = { client_learning_rate = [0.03, 0.1] }                  # optional
+    published = { digits = { value = 96.1, source = 'Table 2' } }  # optional
+    [[datasets]]                      # one column
+    name = 'digits'
+    flagfile = 'flags/digits.flags'   # relative to experiments/NAME
+    flags = []                        # optional
+    presets = { small = ['--num_rounds=50'] }                      # optional
+    [tuning]                          # needed when any row has `tune`
+    seed = 1000                       # no preset may report it
+    metric = 'validation/accuracy/pooled'
+    direction = 'higher'              # optional: the table's direction
+    flags = []                        # optional: for tuning runs only
+    [[claims]]                        # optional
+    text = 'FedAvg beats local training'
+    better = 'FedAvg'
+    worse = 'Local'
+    datasets = ['digits']             # optional: every column
+    margin = 1.0                      # optional: shown points that count as 0
+"""
+
+import dataclasses
+import pathlib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launchers import fields
+
+PRESETS = ('smoke', 'small', 'paper')
+DIRECTIONS = ('higher', 'lower')
+_OWN_FLAGS = ('seed', 'workdir')  # The launcher sets these for each cell.
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """Seeds, columns and extra flags of one scale of the table."""
+
+  seeds: tuple[int, ...]
+  datasets: tuple[str, ...]
+  flags: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """A number as the paper prints it, with the place where it stands."""
+
+  value: float
+  source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One method: its flags, its tuning grid and its published numbers.
+
+  `tune` holds (flag name, values as text) pairs; `published` is by data set.
+  """
+
+  name: str
+  flags: tuple[str, ...]
+  tune: tuple[tuple[str, tuple[str, ...]], ...]
+  published: Mapping[str, Published]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """One column: its flag file and its flags, some of them by preset."""
+
+  name: str
+  flagfile: str
+  flags: tuple[str, ...]
+  presets: Mapping[str, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+  """How tuned values are chosen: on validation data, with a seed of its own."""
+
+  seed: int
+  metric: str
+  direction: str
+  flags: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """One claim of the paper: row `better` beats row `worse` on `datasets`."""
+
+  text: str
+  better: str
+  worse: str
+  datasets: tuple[str, ...]
+  margin: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSpec:
+  """A whole table.toml, checked."""
+
+  title: str
+  paper: str
+  metric: str
+  direction: str
+  scale: float
+  presets: Mapping[str, Preset]
+  rows: tuple[Row, ...]
+  datasets: tuple[Dataset, ...]
+  tuning: Tuning | None
+  claims: tuple[Claim, ...]
+
+  @property
+  def decimals(self) -> int:
+    """Decimals to show: 2 for percentages, 4 for unscaled figures."""
+    return 2 if self.scale >= 10 else 4
+
+
+def load_table(path: pathlib.Path, *, shown: str) -> TableSpec:
+  """Reads one table.toml and checks that its flag files exist.
+
+  Args:
+    path: the table.toml of a paper, in the folder experiments/NAME.
+    shown: what to call it in errors.
+
+  Returns:
+    The checked description.
+
+  Raises:
+    TableError: the file cannot be read, is no TOML or has a mistake in it.
+  """
+  try:
+    text = path.read_text('utf8')
+  except (OSError, UnicodeDecodeError) as error:
+    raise fields.TableError(f'{shown}: cannot be read: {error}') from error
+  spec = parse_table(text, file=shown)
+  for index, dataset in enumerate(spec.datasets):
+    if not (path.parent / dataset.flagfile).is_file():
+      raise fields.TableError(
+        f'{shown}: datasets[{index}].flagfile: no file {dataset.flagfile!r}'
+      )
+  return spec
+
+
+def parse_table(text: str, *, file: str) -> TableSpec:
+  """Checks the text of a table.toml.
+
+  Args:
+    text: the TOML text.
+    file: what to call it in errors.
+
+  Returns:
+    The checked description.
+
+  Raises:
+    TableError: on the first mistake, naming `file` and the key.
+  """
+  try:
+    data = tomllib.loads(text)
+  except tomllib.TOMLDecodeError as error:
+    raise fields.TableError(f'{file}: is not valid TOML: {error}') from error
+  known = [field.name for field in dataclasses.fields(TableSpec)]
+  top = fields.Section(file, '', data, known)
+  datasets = tuple(_dataset(s) for s in top.tables('datasets', Dataset))
+  columns = _unique(top, 'datasets', [dataset.name for dataset in datasets])
+  rows = tuple(_row(s, columns) for s in top.tables('rows', Row))
+  names = _unique(top, 'rows', [row.name for row in rows])
+  direction = top.get('direction', fields.one_of(DIRECTIONS), 'higher')
+  presets = {
+    name: _preset(
+      fields.Section.of(top, f'presets.{name}', value, Preset), columns
+    )
+    for name, value in top.get('presets', fields.dict_of(PRESETS)).items()
+  }
+  for dataset in datasets:
+    for name in dataset.presets:
+      if name not in presets:
+        top.fail('datasets', f'{dataset.name!r} has flags for no preset {name}')
+  spec = TableSpec(
+    title=top.get('title', fields.text),
+    paper=top.get('paper', fields.text),
+    metric=top.get('metric', fields.text),
+    direction=direction,
+    scale=top.get('scale', fields.positive, 100.0),
+    presets=presets,
+    rows=rows,
+    datasets=datasets,
+    tuning=_tuning(top, direction, rows),
+    claims=tuple(
+      _claim(s, names, columns) for s in top.tables('claims', Claim, [])
+    ),
+  )
+  for name, preset in presets.items():
+    check_seeds(spec, preset.seeds, where=f'{file}: presets.{name}.seeds')
+  return spec
+
+
+def check_seeds(spec: TableSpec, seeds: Sequence[int], *, where: str) -> None:
+  """Refuses seeds that repeat, are negative or were used for tuning.
+
+  Args:
+    spec: the table.
+    seeds: the seeds to report.
+    where: what to call them in the error.
+
+  Raises:
+    TableError: naming the seed.
+  """
+  if not seeds:
+    raise fields.TableError(f'{where}: expected at least one seed, got none')
+  for seed in seeds:
+    if seed < 0:
+      raise fields.TableError(f'{where}: expected seeds >= 0, got {seed}')
+    if list(seeds).count(seed) > 1:
+      raise fields.TableError(f'{where}: seed {seed} stands there twice')
+    if spec.tuning is not None and seed == spec.tuning.seed:
+      raise fields.TableError(
+        f'{where}: seed {seed} is the tuning seed, which no report may use'
+      )
+
+
+def slug(name: str) -> str:
+  """Turns a name into a folder name: lower case, underscores between words."""
+  return re.sub(r'[^a-z0-9.]+', '_', name.lower()).strip('_.')
+
+
+def _preset(section: fields.Section, columns: Sequence[str]) -> Preset:
+  subset = section.get(
+    'datasets', fields.list_of(fields.one_of(columns)), columns
+  )
+  if not subset:
+    section.fail('datasets', 'expected at least one data set, got none')
+  return Preset(
+    seeds=section.get('seeds', fields.list_of(fields.whole)),
+    datasets=tuple(name for name in columns if name in subset),
+    flags=section.get('flags', _flags, ()),
+  )
+
+
+def _row(section: fields.Section, columns: Sequence[str]) -> Row:
+  grid = section.get('tune', fields.dict_of(None), {})
+  tune = fields.Section(section.file, f'{section.where}.tune', grid, list(grid))
+  table = section.get('published', fields.dict_of(columns), {})
+  published = {}
+  for name, value in table.items():
+    where = f'{section.where}.published.{name}'
+    entry = fields.Section.of(section, where, value, Published)
+    published[name] = Published(
+      value=entry.get('value', fields.number),
+      source=entry.get('source', fields.text),
+    )
+  for name in grid:
+    if not re.fullmatch(r'[A-Za-z_]\w*', name) or name in _OWN_FLAGS:
+      tune.fail(name, 'expected the name of a flag, without dashes')
+  return Row(
+    name=section.get('name', fields.text),
+    flags=section.get('flags', _flags, ()),
+    tune=tuple((name, tune.get(name, _candidates)) for name in grid),
+    published=published,
+  )
+
+
+def _dataset(section: fields.Section) -> Dataset:
+  extra = section.get('presets', fields.dict_of(PRESETS), {})
+  where = f'{section.where}.presets'
+  presets = fields.Section(section.file, where, extra, PRESETS)
+  return Dataset(
+    name=section.get('name', fields.text),
+    flagfile=section.get('flagfile', fields.text),
+    flags=section.get('flags', _flags, ()),
+    presets={name: presets.get(name, _flags) for name in extra},
+  )
+
+
+def _tuning(
+  top: fields.Section, direction: str, rows: Sequence[Row]
+) -> Tuning | None:
+  if 'tuning' not in top.data:
+    tuned = [row.name for row in rows if row.tune]
+    if tuned:
+      top.fail('tuning', f'missing key; row {tuned[0]!r} has `tune`')
+    return None
+  section = fields.Section.of(top, 'tuning', top.data['tuning'], Tuning)
+  metric = section.get('metric', fields.text)
+  if not metric.startswith('validation/'):
+    section.fail('metric', f'expected validation/..., got {metric!r}')
+  return Tuning(
+    seed=section.get('seed', fields.whole),
+    metric=metric,
+    direction=section.get('direction', fields.one_of(DIRECTIONS), direction),
+    flags=section.get('flags', _flags, ()),
+  )
+
+
+def _claim(
+  section: fields.Section, rows: Sequence[str], columns: Sequence[str]
+) -> Claim:
+  claim = Claim(
+    text=section.get('text', fields.text),
+    better=section.get('better', fields.one_of(rows)),
+    worse=section.get('worse', fields.one_of(rows)),
+    datasets=section.get(
+      'datasets', fields.list_of(fields.one_of(columns)), columns
+    ),
+    margin=section.get('margin', fields.positive, 1.0),
+  )
+  if claim.better == claim.worse:
+    section.fail('worse', f'is the same row as better, {claim.better!r}')
+  return claim
+
+
+def _unique(top: fields.Section, key: str, names: list[str]) -> tuple[str, ...]:
+  """Refuses names that share a folder; returns the names."""
+  slugs = [slug(name) for name in names]
+  for name, folder in zip(names, slugs, strict=True):
+    if not folder:
+      top.fail(key, f'name {name!r} has no letter or digit')
+    if slugs.count(folder) > 1:
+      top.fail(key, f'two names share the folder {folder!r}')
+  return tuple(names)
+
+
+def _flag(value: Any) -> str:
+  match = isinstance(value, str) and re.match(r'--?(\w+)', value)
+  if not match:
+    raise ValueError(f'expected a flag such as --name=value, got {value!r}')
+  if match[1] in _OWN_FLAGS:
+    raise ValueError(f'the launcher sets --{match[1]} itself, got {value!r}')
+  return value
+
+
+def _flags(value: Any) -> tuple[str, ...]:
+  return fields.list_of(_flag)(value)
+
+
+def _candidates(value: Any) -> tuple[str, ...]:
+  """Returns a flag's candidate values as they stand on the command line."""
+  if not isinstance(value, list) or not value:
+    raise ValueError(f'expected a list of values, got {value!r}')
+  texts = []
+  for item in value:
+    if not isinstance(item, (bool, int, float, str)):
+      raise ValueError(f'expected numbers, texts or booleans, got {item!r}')
+    texts.append(str(item).lower() if isinstance(item, bool) else str(item))
+  if len(set(texts)) != len(texts):
+    raise ValueError(f'expected values that differ, got {value!r}')
+  return tuple(texts)

@@ -1,0 +1,327 @@
+"""Writes a table's results as Markdown and CSV texts. Pure functions."""
+
+import csv
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from launchers import claims, grid, summary, tuning
+from launchers import results as results_lib
+from launchers import spec as spec_lib
+
+_SCALE_NOTES = {
+  'smoke': (
+    'Smoke scale: it shows that every row runs. Its figures say nothing about '
+    'the methods, and neither confirm nor refute the scale of the paper.'
+  ),
+  'small': (
+    'Small scale: the claims are judged at this scale. The result neither '
+    'confirms nor refutes the scale of the paper.'
+  ),
+  'paper': (
+    'The scale of the paper, as far as the flags below describe it; the '
+    'reproduction card lists the differences that are known.'
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """All that a table shows.
+
+  Attributes:
+    spec: the table.
+    plan: what was run.
+    results: every reported cell's result.
+    tuning_cells: the tuning runs.
+    choices: what tuning found.
+    command: the launcher's own command line.
+  """
+
+  spec: spec_lib.TableSpec
+  plan: grid.Plan
+  results: Sequence[results_lib.Result]
+  tuning_cells: Sequence[grid.Cell]
+  choices: Sequence[tuning.Choice]
+  command: str
+
+
+def markdown(report: Report) -> str:
+  """Writes the whole table.md."""
+  spec = report.spec
+  groups = summary.summarise(spec, report.results)
+  sections = [
+    _heading(report),
+    _results_table(spec, groups),
+    f'Mean ± standard deviation over n seeds of `{spec.metric}`'
+    + _unit(spec)
+    + f'; {spec.direction} is better. "Published" is the paper\'s own number '
+    'with its place; "not found" where no source was read.',
+    '## Cells',
+    _cells_table(groups),
+  ]
+  if report.choices:
+    sections += ['## Tuned values', *_tuning_section(report)]
+  if spec.claims:
+    sections += ['## Claims', *_claims_section(report)]
+  failed = [r for r in report.results if r.final is None]
+  if failed:
+    lines = [f'- {r.cell.label}: `{r.reason}`' for r in failed]
+    sections += ['## Failed cells', '\n'.join(lines)]
+  sections += ['## Provenance', _provenance(report.results)]
+  cells = [*report.tuning_cells, *(r.cell for r in report.results)]
+  commands = '\n'.join(cell.command() for cell in cells)
+  sections += [
+    '## Commands',
+    f'From the repository root:\n\n```sh\n{report.command}\n```',
+    f'which runs\n\n```sh\n{commands}\n```',
+  ]
+  return '\n\n'.join(sections) + '\n'
+
+
+def csv_text(report: Report) -> str:
+  """Writes table.csv, one line for each row, data set and seed.
+
+  `value` and `published` are in shown units.
+  """
+  lines = [_csv_line(report, result) for result in report.results]
+  table = io.StringIO()
+  writer = csv.DictWriter(table, list(lines[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(lines)
+  return table.getvalue()
+
+
+def _csv_line(report: Report, result: results_lib.Result) -> dict[str, Any]:
+  """Returns one line of table.csv by the names of its columns."""
+  cell, final = result.cell, result.final
+  figure = results_lib.measure(result, report.spec.metric)
+  value = figure.value
+  row = next(row for row in report.spec.rows if row.name == cell.row)
+  source = row.published.get(cell.dataset)
+  return {
+    'paper': report.plan.name,
+    'preset': report.plan.preset,
+    'dataset': cell.dataset,
+    'row': cell.row,
+    'seed': cell.seed,
+    'metric': report.spec.metric,
+    'status': figure.status,
+    'value': None if value is None else report.spec.scale * value,
+    'published': source.value if source else 'not found',
+    'published_source': source.source if source else None,
+    'rounds': final and final.round,
+    'clients': final and final.clients,
+    'examples': final and final.examples,
+    'examples_processed': final and final.examples_processed,
+    'wall_seconds': final and final.wall_seconds,
+    'tuned': _values(cell.values),
+    'device': final and final.device,
+    'versions': final and _versions(final),
+    'commit': final and final.commit,
+    'code': result.code,
+    'reason': figure.reason,
+    'command': cell.command(),
+  }
+
+
+def _heading(report: Report) -> str:
+  seeds = report.plan.seeds
+  few = len(seeds) < 3 and report.plan.preset != 'smoke'
+  lines = [
+    f'# {report.spec.title}',
+    report.spec.paper,
+    f'Preset `{report.plan.preset}`, '
+    f'seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}. '
+    + _SCALE_NOTES[report.plan.preset],
+  ]
+  if few:
+    lines.append('Fewer than 3 seeds: a trial, not a result.')
+  return '\n\n'.join(lines)
+
+
+def _results_table(
+  spec: spec_lib.TableSpec, groups: Sequence[summary.Group]
+) -> str:
+  """Rows x data sets, each with the published number beside it."""
+  cells = {(group.row, group.dataset): group for group in groups}
+  datasets = list(dict.fromkeys(group.dataset for group in groups))
+  header = ['']
+  for name in datasets:
+    header += [name, f'{name}, published']
+  lines = []
+  for row in spec.rows:
+    line = [row.name]
+    for name in datasets:
+      source = row.published.get(name)
+      line += [
+        summary.show(cells[row.name, name], decimals=spec.decimals),
+        f'{source.value:g} ({source.source})' if source else 'not found',
+      ]
+    lines.append(line)
+  return _table(header, lines)
+
+
+def _cells_table(groups: Sequence[summary.Group]) -> str:
+  lines = []
+  for group in groups:
+    finals = [r.final for r in group.results if r.final is not None]
+    seconds = [f.wall_seconds for f in finals if f.wall_seconds is not None]
+    wall = f'{sum(seconds) / len(seconds):.1f} s' if seconds else 'not recorded'
+    lines.append(
+      [
+        group.row,
+        group.dataset,
+        f'{len(finals)} of {len(group.results)}',
+        *(
+          _range([getattr(final, name) for final in finals])
+          for name in ('clients', 'examples', 'round', 'examples_processed')
+        ),
+        wall,
+      ]
+    )
+  header = [
+    'method',
+    'data set',
+    'seeds',
+    'clients',
+    'examples',
+    'rounds',
+    'examples processed',
+    'mean wall time',
+  ]
+  return _table(header, lines)
+
+
+def _tuning_section(report: Report) -> list[str]:
+  setting = report.spec.tuning
+  assert setting is not None
+  lines = []
+  for choice in report.choices:
+    lines.append(
+      [
+        choice.row,
+        choice.dataset,
+        str(len(choice.candidates)),
+        _values(choice.chosen) if choice.chosen else choice.reason,
+      ]
+    )
+  counts = {line[2] for line in lines}
+  untuned = [row.name for row in report.spec.rows if not row.tune]
+  notes = (
+    f'Chosen by the best `{setting.metric}` ({setting.direction} is better) '
+    f'with seed {setting.seed}, which no reported run uses; every candidate '
+    'with its figure stands in tuning.json.'
+  )
+  if untuned:
+    notes += f' Not tuned: {", ".join(untuned)}.'
+  if len(counts) > 1:
+    notes += ' The methods have different numbers of candidates.'
+  header = ['method', 'data set', 'candidates', 'chosen']
+  return [notes, _table(header, lines)]
+
+
+def _claims_section(report: Report) -> list[str]:
+  decimals = report.spec.decimals
+  lines = []
+  for verdict in claims.judge_all(report.spec, report.results):
+    interval = verdict.interval
+    gains = ', '.join(
+      f'{gain:+.{decimals}f}' for _, gain in verdict.differences
+    )
+    lines.append(
+      [
+        verdict.claim.text,
+        verdict.dataset,
+        f'{verdict.claim.better} - {verdict.claim.worse}: {gains or "none"}',
+        f'{interval.mean:+.{decimals}f} '
+        f'[{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]'
+        if interval
+        else 'n/a',
+        f'±{verdict.claim.margin:g}',
+        f'**{verdict.outcome}**'
+        + (f' ({verdict.reason})' if verdict.reason else ''),
+      ]
+    )
+  if not lines:
+    return ['No claim is about the data sets of this preset.']
+  sign = '' if report.spec.direction == 'higher' else ' with the sign turned'
+  header = [
+    'claim',
+    'data set',
+    'differences by seed',
+    'mean [95 % t-interval]',
+    'equal within',
+    'verdict',
+  ]
+  return [
+    _table(header, lines),
+    f'Differences are paired by seed{sign}, so that positive means better. A '
+    'claim holds when the interval lies wholly above 0; it fails when the '
+    'interval lies wholly below 0, or contains 0 and lies inside the margin; '
+    'else it is undecided.',
+  ]
+
+
+def _provenance(results: Sequence[results_lib.Result]) -> str:
+  """Lists the code and machines; more than one of a kind is counted."""
+  finals = [result.final for result in results if result.final is not None]
+  codes = [result.code for result in results if result.final is not None]
+  kinds = [
+    ('commit', (final.commit for final in finals)),
+    ('code digest', codes),
+    ('versions', (_versions(final) for final in finals)),
+    ('device', (final.device for final in finals)),
+  ]
+  lines = [f'- {name}: {_count(values)}' for name, values in kinds]
+  seconds = sum(final.wall_seconds or 0 for final in finals)
+  lines.append(f'- wall time of all cells together: {seconds:.1f} s')
+  if len(set(codes)) > 1:
+    lines.append(
+      '- The code changed while the cells ran: run the command again.'
+    )
+  return '\n'.join(lines)
+
+
+def _count(values: Iterable[str]) -> str:
+  counts = Counter(value or 'not recorded' for value in values)
+  if len(counts) == 1:
+    return next(iter(counts))
+  return '; '.join(f'{value} ({n} cells)' for value, n in counts.items()) or (
+    'not recorded'
+  )
+
+
+def _versions(final: results_lib.Final) -> str:
+  return ', '.join(f'{name} {v}' for name, v in sorted(final.versions.items()))
+
+
+def _values(values: grid.Values) -> str:
+  return ', '.join(f'{name}={value}' for name, value in values)
+
+
+def _range(values: Sequence[int | None]) -> str:
+  known = [value for value in values if value is not None]
+  if not known:
+    return 'not recorded'
+  low, high = min(known), max(known)
+  return f'{low:,}' if low == high else f'{low:,} to {high:,}'
+
+
+def _unit(spec: spec_lib.TableSpec) -> str:
+  if spec.scale == 100:
+    return ' in %'
+  return '' if spec.scale == 1 else f' times {spec.scale:g}'
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  """Lays out a Markdown table."""
+
+  def line(cells: Sequence[str]) -> str:
+    escaped = (cell.replace('|', '\\|').replace('\n', ' ') for cell in cells)
+    return f'| {" | ".join(escaped)} |'
+
+  rule = ['---'] * len(header)
+  return '\n'.join([line(header), line(rule), *map(line, lines)])

@@ -1,0 +1,135 @@
+"""Tests of launchers.spec: what a table.toml may say, and what errors say."""
+
+import pathlib
+import tempfile
+
+from absl.testing import absltest, parameterized
+
+from launchers import fields, spec
+
+TABLE = """
+title = 'Baselines'
+paper = 'Someone, 2017'
+metric = 'test/accuracy/pooled'
+
+[presets.smoke]
+seeds = [1]
+datasets = ['digits']
+flags = ['--num_rounds=2']
+
+[presets.small]
+seeds = [1, 2, 3]
+
+[[rows]]
+name = 'FedAvg'
+flags = ['--algorithm=fed_avg']
+tune = { lr = [0.03, 1e-5], nesterov = [true, false] }
+published = { digits = { value = 96.1, source = 'Table 2' } }
+
+[[rows]]
+name = 'Local'
+
+[[datasets]]
+name = 'digits'
+flagfile = 'flags/digits.flags'
+presets = { small = ['--num_rounds=50'] }
+
+[[datasets]]
+name = 'letters'
+flagfile = 'flags/letters.flags'
+
+[tuning]
+seed = 1000
+metric = 'validation/accuracy/pooled'
+
+[[claims]]
+text = 'FedAvg beats local training'
+better = 'FedAvg'
+worse = 'Local'
+"""
+
+
+class SpecTest(parameterized.TestCase):
+  def test_every_key_is_read_and_defaults_are_filled_in(self):
+    table = spec.parse_table(TABLE, file='table.toml')
+    self.assertEqual(table.scale, 100.0)
+    self.assertEqual(table.direction, 'higher')
+    self.assertEqual(
+      table.presets['smoke'],
+      spec.Preset((1,), ('digits',), ('--num_rounds=2',)),
+    )
+    self.assertEqual(table.presets['small'].datasets, ('digits', 'letters'))
+    row = table.rows[0]
+    self.assertEqual(row.published['digits'], spec.Published(96.1, 'Table 2'))
+    self.assertEqual(
+      row.tune, (('lr', ('0.03', '1e-05')), ('nesterov', ('true', 'false')))
+    )
+    self.assertEqual(
+      table.tuning,
+      spec.Tuning(1000, 'validation/accuracy/pooled', 'higher', ()),
+    )
+    claim = table.claims[0]
+    self.assertEqual(claim.datasets, ('digits', 'letters'))
+    self.assertEqual(claim.margin, 1.0)
+
+  @parameterized.parameters(
+    ("name = 'Local'", "name = 'Local'\nflag = []", 'rows[1].flag: unknown'),
+    ('seeds = [1]\n', 'seeds = [1]\nseed = 2\n', 'presets.smoke.seed: unknown'),
+    ("title = 'Baselines'", "titel = 'B'", 'titel: unknown key'),
+    ("title = 'Baselines'", '', 'title: missing key'),
+    ('[presets.small]', '[presets.tiny]', "unknown key 'tiny'"),
+    ('small = [', 'paper = [', "'digits' has flags for no preset paper"),
+    ('small = [', 'smal = [', "datasets[0].presets: unknown key 'smal'"),
+    (
+      "source = 'Table 2'",
+      "page = 'Table 2'",
+      'published.digits.page: unknown',
+    ),
+    (", source = 'Table 2'", '', 'rows[0].published.digits.source: missing'),
+    ('published = { digits', 'published = { digit', "unknown key 'digit'"),
+    ("worse = 'Local'", "worse = 'Lokal'", "got 'Lokal'"),
+    ("worse = 'Local'", "worse = 'FedAvg'", 'is the same row as better'),
+    ("name = 'Local'", "name = 'fedavg'", "share the folder 'fedavg'"),
+    ("'validation/acc", "'test/acc", 'tuning.metric: expected validation/'),
+    ('seed = 1000', 'seed = 2', 'seed 2 is the tuning seed'),
+    ('seeds = [1, 2, 3]', 'seeds = [1, 2, 2]', 'seed 2 stands there twice'),
+    ('seeds = [1, 2, 3]', 'seeds = [1, true]', 'expected a whole number'),
+    ('seeds = [1, 2, 3]', 'seeds = []', 'expected at least one seed'),
+    ("datasets = ['digits']", 'datasets = []', 'at least one data set'),
+    ('value = 96.1', 'value = nan', 'expected a finite number'),
+    ("'--num_rounds=2'", "'num_rounds=2'", 'expected a flag such as'),
+    ("'--num_rounds=2'", "'--seed=2'", 'the launcher sets --seed itself'),
+    ('lr = [0.03, 1e-5]', 'lr = []', 'rows[0].tune.lr: expected a list'),
+    ('lr = [', 'seed = [', 'rows[0].tune.seed: expected the name of a flag'),
+    ("title = 'Baselines'", 'title = ', 'is not valid TOML'),
+  )
+  def test_a_mistake_is_one_line_with_file_and_key(self, old, new, message):
+    self.assertIn(old, TABLE)
+    with self.assertRaises(fields.TableError) as caught:
+      spec.parse_table(TABLE.replace(old, new, 1), file='a/table.toml')
+    self.assertStartsWith(str(caught.exception), 'a/table.toml: ')
+    self.assertIn(message, str(caught.exception))
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_tuned_rows_need_a_tuning_section(self):
+    start = TABLE.index('[tuning]')
+    text = TABLE[:start] + TABLE[TABLE.index('[[claims]]') :]
+    with self.assertRaisesRegex(fields.TableError, "row 'FedAvg' has `tune`"):
+      spec.parse_table(text, file='table.toml')
+
+  def test_flag_files_must_exist(self):
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    path = folder / 'table.toml'
+    path.write_text(TABLE)
+    with self.assertRaisesRegex(fields.TableError, r'no file .*digits\.flags'):
+      spec.load_table(path, shown='table.toml')
+
+  @parameterized.parameters(
+    ('FedAvg', 'fedavg'), ('p = 0.5, IID', 'p_0.5_iid'), ('..', ''), ('é', '')
+  )
+  def test_slug(self, name, expected):
+    self.assertEqual(spec.slug(name), expected)
+
+
+if __name__ == '__main__':
+  absltest.main()

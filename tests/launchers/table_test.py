@@ -1,0 +1,309 @@
+"""Tests of launchers.table from end to end, with a fake experiment."""
+
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from launchers import fields, reproduce
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TABLE = """
+title = 'Fake'
+paper = 'Nobody'
+metric = 'test/accuracy'
+[presets.smoke]
+seeds = [1]
+[presets.small]
+seeds = [1, 2, 3]
+flags = ['--rounds=5']
+[[rows]]
+name = 'Tuned'
+flags = ['--bonus=0.2']
+tune = { rate = [0.1, 0.2, 0.3] }
+[[rows]]
+name = 'Plain'
+flags = ['--rate=0.1']
+[[datasets]]
+name = 'digits'
+flagfile = 'digits.flags'
+[tuning]
+seed = 1000
+metric = 'validation/accuracy'
+[[claims]]
+text = 'Tuning helps'
+better = 'Tuned'
+worse = 'Plain'
+"""
+# Validation is best at rate 0.2, test at 0.3.
+RUN = """
+import json, pathlib, signal, sys, time
+flags = {'bonus': '0', 'rounds': '2', 'fail': '', 'diverge': '', 'wait': ''}
+flags.update(arg[2:].split('=', 1) for arg in sys.argv[1:])
+folder = pathlib.Path(flags['workdir'])
+rate, seed = float(flags['rate']), int(flags['seed'])
+with open('starts.txt', 'a') as file:
+  print(folder, file=file)
+if flags['fail'] == str(seed):
+  raise ValueError('asked to fail')
+if flags['wait'] == str(seed) and not (folder / 'saved').exists():
+  def save(*_):
+    (folder / 'saved').touch()
+    sys.exit(1)
+  signal.signal(signal.SIGTERM, save)
+  (folder / 'ready').touch()
+  time.sleep(60)
+final = {
+  'round': int(flags['rounds']), 'diverged': flags['diverge'] == str(seed),
+  'metrics': {
+    'validation/accuracy': 0.5 - abs(rate - 0.2),
+    'test/accuracy': 0.3 + rate + float(flags['bonus']) + seed / 1000,
+  },
+  'clients': 3, 'examples': 30, 'examples_processed': 60, 'wall_seconds': 0.5,
+  'device': 'cpu', 'versions': {'fake': '1'}, 'commit': 'abc',
+}
+(folder / 'final.json').write_text(json.dumps(final))
+"""
+
+
+class FakeExperiment(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    self.root = pathlib.Path(folder).resolve()
+    self.paper = self.root / 'experiments' / 'fake'
+    self.paper.mkdir(parents=True)
+    (self.root / 'experiments' / '__init__.py').touch()
+    (self.paper / '__init__.py').touch()
+    (self.paper / 'run.py').write_text(RUN)
+    (self.paper / 'table.toml').write_text(TABLE)
+    (self.paper / 'digits.flags').touch()
+
+  def edit(self, old, new):
+    path = self.paper / 'table.toml'
+    self.assertIn(old, path.read_text())
+    path.write_text(path.read_text().replace(old, new))
+
+  def options(self, preset='small', **changes):
+    options = {
+      'paper': 'fake',
+      'preset': preset,
+      'seeds': None,
+      'jobs': 4,
+      'experiments_dir': self.root / 'experiments',
+      'results_dir': self.root / 'results',
+      'command': 'python -m launchers.table',
+    }
+    return reproduce.Options(**{**options, **changes})
+
+  def starts(self):
+    path = self.root / 'starts.txt'
+    return path.read_text().splitlines() if path.exists() else []
+
+  def result(self, name, preset='small'):
+    return (self.root / 'results/fake' / preset / name).read_text()
+
+
+class ReproduceTest(FakeExperiment):
+  def test_a_table_from_nothing(self):
+    self.assertEqual(reproduce.run(self.options()), 0)
+    starts = self.starts()
+    self.assertLen(starts, 9)
+    for path in starts[:3]:
+      self.assertStartsWith(path, 'results/fake/small/tuning/digits/tuned/')
+    choice = json.loads(self.result('tuning.json'))['choices'][0]
+    self.assertEqual(choice['chosen'], {'rate': '0.2'})
+    self.assertEqual(
+      [c['values']['rate'] for c in choice['candidates']], ['0.1', '0.2', '0.3']
+    )
+    text = self.result('table.md')
+    self.assertIn('| Tuned | 70.20 ± 0.10 (n = 3) | not found |', text)
+    self.assertIn('| Plain | 40.20 ± 0.10 (n = 3) | not found |', text)
+    self.assertIn('**holds**', text)
+    self.assertNotIn(str(self.root), text)
+    self.assertIn('--rounds=5 --rate=0.2 --seed=3', text)
+    self.assertTrue((self.root / 'results/fake/small/plot.png').exists())
+    self.assertLen(self.result('table.csv').splitlines(), 7)
+
+  def test_the_same_command_again_runs_nothing(self):
+    reproduce.run(self.options())
+    text = self.result('table.md')
+    reproduce.run(self.options())
+    self.assertLen(self.starts(), 9)
+    self.assertEqual(self.result('table.md'), text)
+
+  def test_only_what_changed_runs_again(self):
+    reproduce.run(self.options())
+    self.edit("'--rate=0.1'", "'--rate=0.3'")
+    reproduce.run(self.options())
+    again = self.starts()[9:]
+    self.assertLen(again, 3)
+    for path in again:
+      self.assertIn('runs/digits/plain', path)
+    reproduce.run(self.options(seeds=(1, 2, 3, 4)))
+    self.assertLen(self.starts(), 14)
+    (self.paper / 'run.py').write_text(RUN + '# changed\n')
+    reproduce.run(self.options())
+    self.assertLen(self.starts(), 23)
+
+  def test_a_failed_cell_is_listed_and_the_table_written(self):
+    self.edit("'--rate=0.1'", "'--rate=0.1', '--fail=2'")
+    self.assertEqual(reproduce.run(self.options()), 1)
+    text = self.result('table.md')
+    self.assertIn('| Plain | failed 1 of 3; ', text)
+    self.assertIn('exit code 1: ValueError: asked to fail', text)
+
+  def test_a_diverged_cell_is_a_result(self):
+    self.edit("'--rate=0.1'", "'--rate=0.1', '--diverge=2'")
+    self.assertEqual(reproduce.run(self.options()), 0)
+    self.assertIn('| Plain | diverged 1 of 3; ', self.result('table.md'))
+    reproduce.run(self.options())
+    self.assertLen(self.starts(), 9)
+
+  def test_a_metric_that_is_absent_is_a_failure(self):
+    self.edit("'test/accuracy'", "'test/f1'")
+    self.assertEqual(reproduce.run(self.options('smoke')), 1)
+    self.assertIn('| Plain | failed |', self.result('table.md', 'smoke'))
+
+  def test_where_tuning_fails_the_row_fails_and_the_others_go_on(self):
+    self.edit("'--bonus=0.2'", "'--bonus=0.2', '--fail=1000'")
+    self.assertEqual(reproduce.run(self.options()), 1)
+    self.assertLen(self.starts(), 6)
+    text = self.result('table.md')
+    self.assertIn('| Tuned | failed 3 of 3 |', text)
+    self.assertIn('| Plain | 40.20', text)
+    self.assertIn('tuning failed: exit code 1: ValueError: asked', text)
+
+  def test_dry_run_shows_placeholders_then_what_tuning_chose(self):
+    lines = reproduce.dry_run(self.options())
+    self.assertLen(lines, 9)
+    self.assertEqual(self.starts(), [])
+    self.assertFalse((self.root / 'results').exists())
+    self.assertIn('--rate=TUNED --seed=1 ', lines[3])
+    reproduce.run(self.options())
+    lines = reproduce.dry_run(self.options())
+    self.assertIn('--rate=0.2 --seed=1 ', lines[3])
+
+  def test_without_matplotlib_the_table_has_no_plot(self):
+    with mock.patch.dict(sys.modules, {'matplotlib': None}):
+      self.assertEqual(reproduce.run(self.options('smoke')), 0)
+    self.assertIn('| Plain | 40.10', self.result('table.md', 'smoke'))
+    self.assertFalse((self.root / 'results/fake/smoke/plot.png').exists())
+
+  @parameterized.parameters(
+    ({'paper': 'fkae'}, 'papers with a table: fake'),
+    ({'paper': '../fake'}, r"got '\.\./fake'"),
+    ({'preset': 'paper'}, 'no preset'),
+    ({'seeds': (1, 1)}, 'seed 1 stands there twice'),
+    ({'seeds': (1000,)}, 'tuning seed'),
+  )
+  def test_mistakes(self, changes, message):
+    with self.assertRaisesRegex(fields.TableError, message):
+      reproduce.run(self.options(**changes))
+
+
+class CommandLineTest(FakeExperiment):
+  def command(self, *flags):
+    return (
+      sys.executable,
+      '-m',
+      'launchers.table',
+      f'--experiments_dir={self.root}/experiments',
+      f'--results_dir={self.root}/results',
+      *flags,
+    )
+
+  def call(self, *flags):
+    return subprocess.run(
+      self.command(*flags),
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  @parameterized.parameters(
+    (('--preset=smoke',), '--paper'),
+    (('--paper=fake', '--preset=tiny'), 'tiny'),
+    (('--paper=fake', '--preset=smoke', '--jbos=2'), 'jbos'),
+    (('--paper=fake', '--preset=smoke', '--jobs=0'), 'jobs'),
+    (('--paper=fake', '--preset=smoke', '--seeds=a'), "got 'a'"),
+    (('--paper=fake', '--preset=smoke', 'extra'), "'extra'"),
+    (('--paper=none', '--preset=smoke'), 'papers with a table: fake'),
+  )
+  def test_a_bad_flag_is_one_line_and_exit_code_2(self, flags, message):
+    ended = self.call(*flags)
+    self.assertEqual(ended.returncode, 2)
+    self.assertEqual(ended.stdout, '')
+    self.assertLen(ended.stderr.splitlines(), 1)
+    self.assertStartsWith(ended.stderr, 'error: ')
+    self.assertIn(message, ended.stderr)
+
+  def test_an_unknown_key_is_one_line_and_exit_code_2(self):
+    self.edit("title = 'Fake'", "title = 'Fake'\nsubtitle = 'x'")
+    ended = self.call('--paper=fake', '--preset=smoke')
+    self.assertEqual(ended.returncode, 2)
+    self.assertLen(ended.stderr.splitlines(), 1)
+    self.assertStartsWith(
+      ended.stderr, 'error: experiments/fake/table.toml: subtitle: unknown key'
+    )
+
+  def test_help_lists_the_flags(self):
+    self.assertIn('--[no]dry_run', self.call('--help').stdout)
+
+  def test_dry_run_prints_commands_that_a_shell_can_run(self):
+    ended = self.call('--paper=fake', '--preset=smoke', '--dry_run')
+    self.assertEqual(ended.returncode, 0)
+    lines = ended.stdout.splitlines()
+    self.assertLen(lines, 5)
+    words = shlex.split(lines[-1])
+    self.assertEqual(words[:3], [sys.executable, '-m', 'experiments.fake.run'])
+    self.assertEqual(self.starts(), [])
+
+  def test_ctrl_c_exits_with_130_and_one_line_and_resumes(self):
+    self.edit("'--rate=0.1'", "'--rate=0.1', '--wait=2'")
+    flags = ('--paper=fake', '--preset=small', '--verbosity=-1')
+    with subprocess.Popen(
+      self.command(*flags), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+      cell = self.root / 'results/fake/small/runs/digits/plain/seed_2'
+      while not (cell / 'ready').exists() and process.poll() is None:
+        time.sleep(0.01)
+      process.send_signal(signal.SIGINT)
+      _, errors = process.communicate(timeout=30)
+    self.assertEqual(process.returncode, 130)
+    self.assertRegex(errors, r'^interrupted: \d of 6 cells finished; .*\n$')
+    self.assertTrue((cell / 'saved').exists())
+    self.assertEqual(self.call(*flags).returncode, 0)
+    finished = self.starts()
+    self.assertEqual(sum('plain/seed_2' in path for path in finished), 2)
+    self.assertEqual(sum('tuned/seed_1' in path for path in finished), 1)
+
+  def test_launchers_import_neither_jax_nor_the_package(self):
+    code = (
+      'import sys, launchers.table\n'
+      "bad = {'jax', 'fedjax_ext', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+      'sys.exit(str(bad) if bad else 0)'
+    )
+    ended = subprocess.run(
+      [sys.executable, '-c', code],
+      cwd=ROOT,
+      env={**os.environ, 'PYTHONPATH': ''},
+      check=False,
+    )
+    self.assertEqual(ended.returncode, 0)
+
+
+# The base class has no tests of its own.
+del FakeExperiment
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,1 @@
+"""Programs for working on the repository; the wheel does not ship them."""
