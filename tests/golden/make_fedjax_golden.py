@@ -27,8 +27,8 @@ B is 4 or 16, so that clients smaller than a batch occur under both. Models are
 and the loss is the mean cross-entropy over the B examples of a batch.
 """
 
-from collections.abc import Mapping
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,10 @@ def run_fed_avg(
     rngs = jax.random.split(jax.random.PRNGKey(r), len(cohort))  # Not used.
     state, _ = algorithm.apply(
       state,
-      [(c, data.get_client(c), rng) for c, rng in zip(cohort.tolist(), rngs)],
+      [
+        (c, data.get_client(c), rng)
+        for c, rng in zip(cohort.tolist(), rngs, strict=True)
+      ],
     )
     history.append(state.params)
   return {k: np.stack([p[k] for p in history]) for k in params}
@@ -106,7 +109,7 @@ def main() -> None:
   data = fedjax.InMemoryFederatedData(
     {
       c: {k: arrays[k][end - n : end] for k in 'xy'}
-      for c, (n, end) in enumerate(zip(SIZES, ends))
+      for c, (n, end) in enumerate(zip(SIZES, ends, strict=True))
     }
   )
   for model, shapes in SHAPES.items():
