@@ -5,6 +5,7 @@ from fedjax_ext.algorithms.fed_prox import fed_prox
 from fedjax_ext.algorithms.fine_tuning import with_fine_tuning
 from fedjax_ext.algorithms.local_sgd import (
   LocalState,
+  add_scaled,
   delta_of,
   local_sgd,
   return_delta,
@@ -14,6 +15,7 @@ from fedjax_ext.algorithms.scaffold import scaffold
 
 __all__ = [
   'LocalState',
+  'add_scaled',
   'delta_of',
   'fed_avg',
   'fed_prox',

@@ -41,6 +41,11 @@ def delta_of(after: PyTree, before: PyTree) -> PyTree:
   return jax.tree.map(jnp.subtract, after, before)
 
 
+def add_scaled(x: PyTree, scale: jax.Array | float, y: PyTree) -> PyTree:
+  """x + scale * y, leaf by leaf of two like pytrees; scale is a scalar."""
+  return jax.tree.map(lambda a, b: (a + scale * b).astype(a.dtype), x, y)
+
+
 def from_server(shared: PyTree, client: Client, key: jax.Array) -> PyTree:
   """Begins at the server's params (`shared` is the pytree of params)."""
   del client, key

@@ -28,6 +28,7 @@ and the loss is the mean cross-entropy over the B examples of a batch.
 """
 
 import pathlib
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -117,7 +118,8 @@ def main() -> None:
     for batch_size in BATCH_SIZES:
       for name, value in run_fed_avg(data, init, batch_size).items():
         arrays[f'{model}/batch{batch_size}/{name}'] = value
-  path = pathlib.Path(__file__).with_name('fedjax_fed_avg.npz')
+  beside = pathlib.Path(__file__).with_name('fedjax_fed_avg.npz')
+  path = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else beside
   np.savez_compressed(path, sizes=SIZES, cohorts=COHORTS, **arrays)
 
 

@@ -1,0 +1,201 @@
+"""Cohorts: features on the devices, plans and keys by name, sub-cohorts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from fedjax_ext import core
+from fedjax_ext.core.cohort import cohort_inputs
+from fedjax_ext.core.plans import client_batches
+from tests.problems import SIZES, make_problem, x64
+
+LAYOUT = dict(num_devices=2, lanes=2)
+
+
+class PlaceFeaturesTest(parameterized.TestCase):
+  def place(self, **features):
+    return core.place_features(features, core.make_layout(num_devices=4))
+
+  def test_numbers_are_copied_to_every_device(self):
+    columns = dict(
+      image=np.arange(24, dtype=np.float32).reshape(3, 4, 2),
+      half=np.arange(3, dtype=np.float16),
+      pixel=np.arange(3, dtype=np.uint8),
+      label=np.array([0, -1, 5]),
+      seen=np.array([True, False, True]),
+    )
+    placed = self.place(**columns)
+    self.assertEqual(placed.keys(), columns.keys())
+    for name, column in columns.items():
+      self.assertLen(placed[name].addressable_shards, 4)
+      for shard in placed[name].addressable_shards:
+        np.testing.assert_array_equal(shard.data, column)
+
+  def test_dtypes(self):
+    placed = self.place(
+      a=np.zeros(2, np.float64),
+      b=np.zeros(2, np.int64),
+      c=np.zeros(2, np.uint64),
+      d=np.zeros(2, np.float16),
+      e=np.zeros(2, np.uint8),
+      f=np.zeros(2, bool),
+    )
+    self.assertEqual(
+      {name: str(x.dtype) for name, x in placed.items()},
+      dict(
+        a='float32', b='int32', c='uint32', d='float16', e='uint8', f='bool'
+      ),
+    )
+
+  def test_float64_stays_with_64_bits(self):
+    with x64():
+      big = 2**40 + 1
+      placed = self.place(a=np.array([0.1]), b=np.array([big]))
+      self.assertEqual(placed['a'].dtype, jnp.float64)
+      self.assertEqual(placed['b'].tolist(), [big])
+
+  def test_text_stays_on_the_host(self):
+    placed = self.place(
+      x=np.zeros(2),
+      text=np.array(['to', 'be']),
+      raw=np.array([b'to', b'be']),
+      objects=np.array(['to', None], object),
+      when=np.array(['2020-01-01', '2020-01-02'], 'datetime64[D]'),
+    )
+    self.assertEqual(list(placed), ['x'])
+    self.assertEqual(self.place(text=np.array(['to'])), {})
+
+  @parameterized.parameters(
+    (np.int64, 2**31, 'int32'),
+    (np.int64, -(2**31) - 1, 'int32'),
+    (np.uint64, 2**32, 'uint32'),
+  )
+  def test_an_integer_that_does_not_fit(self, dtype, value, name):
+    with self.assertRaisesRegex(
+      core.InvalidInput,
+      f"^Expected feature 'id' to fit into {name}, got values from .*{value}",
+    ):
+      self.place(id=np.array([1, value], dtype))
+
+  @parameterized.parameters(
+    (np.int64, 2**31 - 1), (np.int64, -(2**31)), (np.uint64, 2**32 - 1)
+  )
+  def test_the_extreme_integers_fit(self, dtype, value):
+    placed = self.place(id=np.array([value], dtype))
+    self.assertEqual(placed['id'].tolist(), [value])
+
+  def test_empty_columns(self):
+    placed = self.place(id=np.zeros((0, 3), np.int64))
+    self.assertEqual(placed['id'].shape, (0, 3))
+
+
+class Shell:
+  plans = {
+    'work': core.PlanSpec((core.Phase(epochs=2, batch_size=4),)),
+    'same': core.PlanSpec((core.Phase(epochs=2, batch_size=4),)),
+  }
+
+
+class CohortTest(absltest.TestCase):
+  def cohort(self, clients=(9, 4, 2, 3), **settings):
+    layout = core.make_layout(**LAYOUT)
+    return make_problem().cohort(Shell(), clients, layout, **settings)
+
+  def batches(self, cohort, client, plan='work'):
+    for wave in cohort.plans(plan):
+      if client in wave.clients:
+        return [
+          (rows[:count].tolist(), int(info['step']))
+          for rows, count, info in client_batches(wave, client)
+        ]
+    raise AssertionError(f'no client {client}')
+
+  def test_clients_are_sorted_integers(self):
+    cohort = self.cohort([9, 4, 2])
+    self.assertEqual(cohort.clients.tolist(), [2, 4, 9])
+    self.assertEqual(cohort.clients.dtype, np.int64)
+    self.assertEqual(self.cohort([]).clients.dtype, np.int64)
+
+  def test_plans_are_made_once_and_differ_by_name(self):
+    cohort = self.cohort()
+    self.assertIs(cohort.plans('work'), cohort.plans('work'))
+    self.assertNotEqual(
+      self.batches(cohort, 4), self.batches(cohort, 4, 'same')
+    )
+
+  def test_batches_depend_on_seed_round_and_client_only(self):
+    batches = self.batches(self.cohort(), 4)
+    self.assertEqual(self.batches(self.cohort([0, 4, 5, 8]), 4), batches)
+    self.assertNotEqual(self.batches(self.cohort(round=2), 4), batches)
+    self.assertNotEqual(self.batches(self.cohort(seed=4), 4), batches)
+    rows = [row for batch, _ in batches for row in batch]
+    self.assertLen(rows, 2 * SIZES[4])
+
+  def test_keys_differ_by_seed_round_and_plan(self):
+    data = lambda key: tuple(jax.random.key_data(key).tolist())
+    keys = [
+      data(self.cohort(seed=seed, round=round).plan_key(name))
+      for seed in (0, 1)
+      for round in (1, 2)
+      for name in ('work', 'same')
+    ]
+    self.assertLen(set(keys), 8)
+    self.assertEqual(
+      data(self.cohort().plan_key('work')),
+      data(self.cohort([1]).plan_key('work')),
+    )
+
+  def test_select(self):
+    cohort = self.cohort()
+    cohort.plans('work')  # its plans must not be handed on
+    some = cohort.select(cohort.clients != 3)
+    self.assertEqual(some.clients.tolist(), [2, 4, 9])
+    self.assertEqual(cohort.clients.tolist(), [2, 3, 4, 9])
+    planned = np.concatenate([w.clients for w in some.plans('work')])
+    self.assertEqual(sorted(planned[planned >= 0].tolist()), [2, 4, 9])
+    for client in (2, 4, 9):
+      self.assertEqual(self.batches(some, client), self.batches(cohort, client))
+    np.testing.assert_array_equal(
+      jax.random.key_data(some.plan_key('work')),
+      jax.random.key_data(cohort.plan_key('work')),
+    )
+
+  def test_select_all_none_and_by_numbers(self):
+    cohort = self.cohort()
+    everybody = cohort.select(np.ones(4, bool))
+    self.assertEqual(everybody.clients.tolist(), cohort.clients.tolist())
+    nobody = cohort.select(np.zeros(4))
+    self.assertEqual(nobody.clients.tolist(), [])
+    self.assertTrue((nobody.plans('work')[0].clients == -1).all())
+    ones = cohort.select(jnp.array([1, 0, 0, 1]))
+    self.assertEqual(ones.clients.tolist(), [2, 9])
+
+  def test_inputs_follow_their_clients_into_slots(self):
+    cohort = self.cohort([9, 4, 2, 3, 17])
+    inputs = {
+      'number': cohort.clients * 10,
+      'matrix': np.arange(10.0).reshape(5, 2),
+    }
+    for plan in cohort.plans('work'):
+      got = cohort_inputs(cohort, plan, inputs)
+      real = plan.clients >= 0
+      np.testing.assert_array_equal(
+        got['number'][real], plan.clients[real] * 10
+      )
+      at = np.searchsorted(cohort.clients, plan.clients[real])
+      np.testing.assert_array_equal(got['matrix'][real], inputs['matrix'][at])
+      self.assertLen(got['matrix'], len(plan.clients))
+
+  def test_unknown_plan_split_and_client(self):
+    cohort = self.cohort()
+    with self.assertRaisesRegex(core.InvalidInput, 'one of work, same'):
+      cohort.plans('other')
+    with self.assertRaisesRegex(core.InvalidInput, 'distinct'):
+      self.cohort([4, 4]).plans('work')
+    with self.assertRaisesRegex(core.InvalidInput, r'0\.\.18'):
+      self.cohort([4, 19]).plans('work')
+
+
+if __name__ == '__main__':
+  absltest.main()
