@@ -188,16 +188,17 @@ def use_all_cpus() -> None:
     return
 
 
-def flag_values(*modules: str) -> dict[str, Any]:
-  """All flags of this module and of the named ones, {name: value}.
+def flag_values(module: str) -> dict[str, Any]:
+  """The flags that define a run, {name: value}.
 
   Without those that say where things are (UNBOUND).
+
+  Args:
+    module: `__name__` of the binary, which has adopted this module's flags.
   """
-  by_module = FLAGS.flags_by_module_dict()
   return {
     flag.name: flag.value
-    for module in (__name__, *modules)
-    for flag in by_module.get(module, [])
+    for flag in FLAGS.get_key_flags_for_module(module)
     if flag.name not in UNBOUND
   }
 

@@ -33,11 +33,20 @@ def plot_curves(
   figure = Figure(figsize=(5 * len(panels), 3.8), layout='constrained')
   FigureCanvasAgg(figure)
   axes = figure.subplots(1, len(panels), squeeze=False)[0]
+  labels = dict.fromkeys(n for lines in panels.values() for n in lines)
+  colours = {label: f'C{i % 10}' for i, label in enumerate(labels)}
   for axis, (name, lines) in zip(axes, panels.items(), strict=True):
     for label, points in lines.items():
       rounds, values = zip(*points, strict=True)
       style = {'marker': '.'} if len(points) < 40 else {}
-      axis.plot(rounds, values, label=label, linewidth=1.4, **style)
+      axis.plot(
+        rounds,
+        values,
+        label=label,
+        color=colours[label],
+        linewidth=1.4,
+        **style,
+      )
     axis.set_xlabel('round')
     axis.set_title(name)
     axis.grid(alpha=0.3)

