@@ -80,10 +80,15 @@ class _Slots:
       first, self.capacity = self.capacity, capacity
     else:
       for i in range(len(self.shapes)):
-        with self._path(i).open('ab') as file:
-          # Reserves the space: a full disk is an error here, in one place,
-          # instead of a crash on a later write to mapped memory.
-          os.posix_fallocate(file.fileno(), 0, capacity * self._row_bytes(i))
+        try:
+          with self._path(i).open('ab') as file:
+            # Reserves the space: a full disk is an error here, in one place,
+            # instead of a crash on a later write to mapped memory.
+            os.posix_fallocate(file.fileno(), 0, capacity * self._row_bytes(i))
+        except OSError as error:
+          raise OSError(
+            error.errno, error.strerror, str(self._path(i))
+          ) from error
       first = self.capacity
       self._map(capacity)
     self.free.extend(range(capacity - 1, first - 1, -1))

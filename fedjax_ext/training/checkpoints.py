@@ -66,7 +66,10 @@ class Checkpoints:
 
   def _open(self) -> Any:
     options = self._ocp.CheckpointManagerOptions(
-      max_to_keep=self._keep, enable_async_checkpointing=True, create=True
+      max_to_keep=self._keep,
+      enable_async_checkpointing=True,
+      create=True,
+      cleanup_tmp_directories=True,  # what a killed run left half written
     )
     path = (self._workdir / 'checkpoints').absolute()
     return self._ocp.CheckpointManager(path, options=options)

@@ -98,6 +98,18 @@ class MetricWriter:
     """
     row = {'round': round} | {k: _plain(v) for k, v in values.items()}
     self.rows.append(row)
+    try:
+      self._append(row)
+    except OSError as error:
+      raise OSError(
+        error.errno, error.strerror, str(self._jsonl.parent)
+      ) from error
+    if self._events is not None:
+      for name, value in row.items():
+        if name != 'round' and isinstance(value, int | float):
+          self._events.add_scalar(name, value, round)
+
+  def _append(self, row: Row) -> None:
     with self._jsonl.open('a') as file:
       file.write(f'{json.dumps(row)}\n')
     if set(row) <= set(self._columns):
@@ -105,10 +117,6 @@ class MetricWriter:
         csv.writer(file).writerow([row.get(c, '') for c in self._columns])
     else:
       self._rewrite_csv()
-    if self._events is not None:
-      for name, value in row.items():
-        if name != 'round' and isinstance(value, int | float):
-          self._events.add_scalar(name, value, round)
 
   def close(self) -> None:
     """Closes the TensorBoard writer; the files are closed after each row."""
