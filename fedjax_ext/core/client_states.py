@@ -35,6 +35,7 @@ class _Slots:
     self.capacity = 0
     self.free: list[int] = []
     self.pins: dict[int, np.ndarray] = {}  # checkpoint -> its slots
+    self.newest = 0  # version of the handle that may write
     self.arrays = [
       np.empty((0, *shape), dtype)
       for shape, dtype in zip(self.shapes, self.dtypes, strict=True)
@@ -81,7 +82,8 @@ class _Slots:
     else:
       for i in range(len(self.shapes)):
         try:
-          with self._path(i).open('ab') as file:
+          self._path(i).touch()
+          with self._path(i).open('r+b') as file:
             # Reserves the space: a full disk is an error here, in one place,
             # instead of a crash on a later write to mapped memory.
             os.posix_fallocate(file.fileno(), 0, capacity * self._row_bytes(i))
@@ -123,7 +125,8 @@ class _Slots:
 class ClientStates:
   """A handle on a bank; `scatter` returns the next handle.
 
-  The next handle shares its slots, so use each handle until its `scatter` only.
+  The next handle shares its slots, so use each handle until its `scatter` only;
+  a second `scatter` of one handle is refused.
 
   Attributes:
     index: int64 [C], slot by client, -1 where the row is still to be made.
@@ -132,6 +135,7 @@ class ClientStates:
   index: np.ndarray
   _slots: _Slots
   _initial: Callable[[jax.Array], PyTree]
+  _version: int = 0
 
   @property
   def num_clients(self) -> int:
@@ -162,7 +166,13 @@ class ClientStates:
 
     Raises:
       OSError: the disk is full; the rows of this handle are still whole.
+      InvalidInput: this handle is not the newest one.
     """
+    validate.check(
+      self._version == self._slots.newest,
+      'Expected the newest ClientStates handle in scatter, got one whose '
+      'successor exists.',
+    )
     clients = np.asarray(clients, np.int64)
     real = np.flatnonzero(clients >= 0)
     slots = self._slots.take(len(real))
@@ -173,12 +183,16 @@ class ClientStates:
     index = self.index.copy()
     index[clients[real]] = slots
     self._slots.release(self.index[clients[real]])
-    return dataclasses.replace(self, index=index)
+    self._slots.newest += 1
+    return dataclasses.replace(self, index=index, _version=self._slots.newest)
 
   def snapshot(self, checkpoint: int) -> np.ndarray:
     """Flushes the rows and pins them for a checkpoint; returns index [C]."""
     self._slots.flush()
+    before = self._slots.held()
     self._slots.pins[checkpoint] = self.index[self.index >= 0]
+    before &= ~self._slots.held()
+    self._slots.free.extend(np.flatnonzero(before).tolist())
     return self.index
 
   def keep(self, checkpoints: Mapping[int, np.ndarray] | set[int]) -> None:
@@ -213,14 +227,18 @@ class ClientStates:
       InvalidInput: the index does not fit this bank.
     """
     index = np.asarray(index, np.int64)
-    validate.check(
-      index.shape == self.index.shape
-      and index.max(initial=-1) < self._slots.capacity,
-      f'Expected a client state index for {self.num_clients} clients and '
-      f'{self._slots.capacity} stored rows, got {len(index)} clients and slot '
-      f'{index.max(initial=-1)}.',
+    for one in (index, *checkpoints.values()):
+      validate.check(
+        one.shape == self.index.shape
+        and one.max(initial=-1) < self._slots.capacity,
+        f'Expected a client state index for {self.num_clients} clients and '
+        f'{self._slots.capacity} stored rows, got {len(one)} clients and slot '
+        f'{one.max(initial=-1)}.',
+      )
+    self._slots.newest += 1
+    restored = dataclasses.replace(
+      self, index=index, _version=self._slots.newest
     )
-    restored = dataclasses.replace(self, index=index)
     restored.keep(checkpoints)
     return restored
 

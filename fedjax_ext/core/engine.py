@@ -82,7 +82,7 @@ def for_each_client(
     states). `shared` is what the server sends; `inputs` has leaves [K, ...],
     one row for each client of the cohort in its sorted order. With `states`,
     each client gets its row, and the handle that comes back holds the new
-    ones; the old handle stays valid.
+    ones; the old handle is not to be used any more.
   """
   if debug:
     wave = functools.partial(run_debug, program, reducer, layout)

@@ -134,12 +134,21 @@ def make_evaluator(
   validate.at_least('batch_size', batch_size, 1)
   for part in parts.values():
     validate.one_of('split', part.split, list(data))
+    low = np.min(part.clients, initial=0)
+    high = np.max(part.clients, initial=0)
+    population = len(data[part.split].offsets) - 1
+    validate.check(
+      low >= 0 and high < population,
+      f'Expected client numbers in 0..{population - 1}, got {low}..{high}.',
+    )
   clients = {
     split: np.unique(
       np.concatenate([p.clients for p in parts.values() if p.split == split])
     )
     for split in sorted({part.split for part in parts.values()})
   }
+  if not parts:
+    return lambda server_state, states=None: {}
   personal = predictor.params is not None or predictor.adapt is not None
   scorer = _personal_scorer if personal else _pooled_scorer
   score = scorer(predictor, data, clients, features, layout, batch_size, seed)
@@ -269,7 +278,7 @@ def _pooled_device(
     for name, (value, weight) in values(s).items():
       total_sum, total_weight = sums[name]
       weight = jnp.where(mask[s], weight, 0).astype(total_weight.dtype)
-      value = jnp.where(mask[s], value * weight, 0).astype(total_sum.dtype)
+      value = jnp.where(weight == 0, 0, value * weight).astype(total_sum.dtype)
       result[name] = (
         total_sum.at[groups[s]].add(value),
         total_weight.at[groups[s]].add(weight),
@@ -357,7 +366,7 @@ def evaluation_program(
     result = {}
     for name, (value, weight) in predictor.metrics(params, batch).items():
       weight = jnp.where(batch.mask, weight, 0)
-      value = jnp.where(batch.mask, value * weight, 0)
+      value = jnp.where(weight == 0, 0, value * weight)
       result[name] = (value.sum(), weight.sum())
     return result
 

@@ -1,6 +1,5 @@
 """How a round is laid out over devices, lanes and waves."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -104,5 +103,5 @@ def bucket(size: int) -> int:
   """
   if size <= 2:
     return max(size, 1)
-  power = 1 << math.ceil(math.log2(size))
+  power = 1 << int(size - 1).bit_length()
   return power * 3 // 4 if size <= power * 3 // 4 else power

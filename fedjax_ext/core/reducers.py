@@ -69,7 +69,10 @@ def total() -> Reducer:
     del slot
     summed, weights = acc
     summed = jax.tree.map(
-      lambda a, u: a + (weight * u).astype(a.dtype), summed, update
+      # An absent client counts for nothing even if a map made it NaN.
+      lambda a, u: a + jnp.where(weight == 0, 0, weight * u).astype(a.dtype),
+      summed,
+      update,
     )
     return summed, weights + weight
 
@@ -132,7 +135,7 @@ def by_key(**reducers: Reducer) -> Reducer:
     done = {
       name: reducers[name].finish(
         acc[name],
-        memory[name],
+        memory[name] if memory else (),
         clients,
         None if key is None else jax.random.fold_in(key, i),
       )
@@ -166,13 +169,19 @@ def premap(
     function: (update pytree, scalar weight) -> update.
     reducer: what folds the mapped updates.
   """
+
+  def mapped(template):
+    weight = jax.ShapeDtypeStruct((), float)
+    return jax.eval_shape(function, template, weight)
+
+  def add(acc, update, weight, slot):
+    return reducer.add(acc, function(update, weight), weight, slot)
+
   return reducer._replace(
-    init=lambda template, num_slots: reducer.init(
-      jax.eval_shape(function, template, jax.ShapeDtypeStruct((), float)),
-      num_slots,
-    ),
-    add=lambda acc, update, weight, slot: reducer.add(
-      acc, function(update, weight), weight, slot
+    init=lambda template, num_slots: reducer.init(mapped(template), num_slots),
+    add=add,
+    memory=lambda template, num_clients: reducer.memory(
+      mapped(template), num_clients
     ),
   )
 
@@ -211,6 +220,4 @@ def finish(
     memory: the rule's memory, from `reducer.memory` or the last round.
     key: scalar key for rules that draw noise or break ties.
   """
-  if isinstance(reducer.merge, dict) and memory == ():
-    memory = reducer.memory({name: None for name in reducer.merge}, 0)
   return reducer.finish(output.acc, memory, output.clients, key)

@@ -70,8 +70,8 @@ def pick(rows, at):
 
 def assert_same(a, b):
   """Equal structure, dtypes and bits."""
-  chex_like = lambda t: jax.tree.map(lambda x: (x.shape, str(x.dtype)), t)
-  assert chex_like(a) == chex_like(b), (chex_like(a), chex_like(b))
+  kinds = lambda t: jax.tree.map(lambda x: (x.shape, str(x.dtype)), t)
+  assert kinds(a) == kinds(b), (kinds(a), kinds(b))
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
@@ -319,8 +319,6 @@ class CheckpointTest(parameterized.TestCase):
     ('clients', np.full(NUM_CLIENTS + 1, -1), '13 clients'),
     ('slots', np.r_[np.full(NUM_CLIENTS - 1, -1), 64], 'slot 64'),
     ('shape', np.full((NUM_CLIENTS, 1), -1), '12 clients'),
-    ('scalar', np.array(3), 'client state index'),
-    ('negative', np.full(NUM_CLIENTS, -2), 'slot -2'),
   )
   def test_an_index_that_does_not_fit(self, index, message):
     bank = make_bank()
@@ -568,6 +566,16 @@ class DiskTest(absltest.TestCase):
     ):
       bank = make_bank(directory).scatter(some, filled(some, 1))
       assert_same(bank.gather(some), filled(some, 1))
+
+
+class HandleTest(absltest.TestCase):
+  def test_a_second_scatter_of_one_handle_is_refused(self):
+    states = make_bank(init=lambda key, number: jnp.float32(0))
+    states.scatter(np.array([1]), np.ones(1, np.float32))
+    with self.assertRaisesRegex(
+      core.InvalidInput, 'newest ClientStates handle'
+    ):
+      states.scatter(np.array([1]), np.ones(1, np.float32))
 
 
 if __name__ == '__main__':

@@ -97,14 +97,13 @@ class EngineTest(parameterized.TestCase):
 
   @parameterized.parameters(*LAYOUTS)
   def test_debug_path_agrees(self, **layout):
-    states = self.states()
     inputs = jnp.arange(len(EVERYBODY), dtype=jnp.float32)
     outputs = [
       self.run_round(
         self.stateful(),
         core.collect(),
         layout,
-        states=states,
+        states=self.states(),
         inputs=inputs,
         debug=debug,
       )

@@ -98,6 +98,9 @@ class BucketTest(absltest.TestCase):
       [1, 1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16, 24],
     )
 
+  def test_numpy_sizes(self):
+    self.assertEqual([bucket(np.int64(n)) for n in (0, 5, 9)], [1, 6, 12])
+
   @given(st.integers(1, 2**62))
   @example(2**49 + 1)  # a float's logarithm rounds down here
   def test_invariants(self, size):
