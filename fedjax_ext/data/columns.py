@@ -67,14 +67,28 @@ def make_columns(
   )
   num_classes = num_classes or int(label.max()) + 1
   _check_range(f'label of {name}', label, num_classes - 1)
-  columns = {n: x for n, x in arrays.items() if len(x) == len(label)}
+  columns = {
+    n: x for n, x in arrays.items() if np.ndim(x) and len(x) == len(label)
+  }
   for feature, column in columns.items():
     _check_finite(name, feature, column)
   client = columns.pop(client_column, None)
   split = columns.pop('split', None)
+  for column, values in (('client', client), ('split', split)):
+    validate.check(
+      values is None or np.ndim(values) == 1,
+      f'Expected {column} of {name} to be a column [M], got shape '
+      f'{list(np.shape(values))}.',
+    )
+  if client is not None and client.dtype.kind == 'O':
+    client = client.astype(str)
   if split is not None:
     split = np.asarray(split)
-    _check_range(f'split of {name}', split, 1)
+    validate.check(
+      split.dtype.kind in 'iub',
+      f'Expected split of {name} to be integers, got {split.dtype}.',
+    )
+    _check_range(f'split of {name}', split.astype(np.int64), 1)
     split = split.astype(np.int8)
   columns['label'] = label.astype(np.int32)
   return Columns(name, columns, num_classes, client, split)
@@ -157,7 +171,8 @@ def fingerprint(columns: Columns) -> str:
     digest.update(f'{name} {x.dtype.str} {x.shape}'.encode())
     sampled = x if name == 'label' else x[rows]
     digest.update(np.ascontiguousarray(sampled).tobytes())
-  for extra in (columns.client, columns.split):
+  for name, extra in (('client', columns.client), ('split', columns.split)):
     if extra is not None:
+      digest.update(f'{name} {extra.dtype.str}'.encode())
       digest.update(np.ascontiguousarray(extra).tobytes())
   return digest.hexdigest()

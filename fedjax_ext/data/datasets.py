@@ -13,6 +13,7 @@ from fedjax_ext.data.columns import Columns
 from fedjax_ext.data.federated_data import FederatedData, from_assignment
 from fedjax_ext.data.partition import dirichlet_partition, iid_partition
 from fedjax_ext.data.splits import (
+  check_fraction,
   choose_clients,
   client_mask,
   stratified_mask,
@@ -94,6 +95,9 @@ def make_dataset(
   """
   validate.one_of('partition', partition, PARTITIONS)
   validate.one_of('test_owner', test_owner, ('pooled', 'clients'))
+  check_fraction('test_fraction', test_fraction)
+  check_fraction('validation_fraction', validation_fraction)
+  check_fraction('unparticipating_fraction', unparticipating_fraction)
   label = columns.features['label']
   seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
   natural = partition == 'client'
@@ -142,6 +146,11 @@ def make_dataset(
     participating, fraction=unparticipating_fraction, seed=seeds[3]
   )
   participating = np.setdiff1d(participating, held_out)
+  validate.check(
+    len(participating) > 0,
+    'Expected unparticipating_fraction to leave a client for training, got '
+    f'unparticipating_fraction={unparticipating_fraction}.',
+  )
   parts = {name: Part(participating, name) for name in splits}
   if len(held_out):
     parts['unparticipating'] = Part(held_out, list(splits)[-1])
@@ -186,8 +195,8 @@ def _test_splits(
   splits = {'test': test}
   if group_column:
     validate.check(
-      group_column in test.features,
-      f'Expected group_column to be one of {sorted(test.features)}, got '
+      group_column in test.features and test.features[group_column].ndim == 1,
+      f'Expected group_column to be a column [M] of {sorted(test.features)}, got '
       f'group_column={group_column}.',
     )
     group = np.asarray(test.features[group_column])[test.rows]

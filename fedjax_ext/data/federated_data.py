@@ -115,7 +115,9 @@ def from_assignment(
     f'Expected features of one length, got {lengths}.',
   )
   owner = np.asarray(owner, np.int64)
-  rows = np.arange(len(owner)) if rows is None else np.asarray(rows, np.int64)
+  if rows is None:
+    rows = np.arange(next(iter(lengths.values())))
+  rows = np.asarray(rows, np.int64)
   validate.check(
     len(rows) == len(owner),
     f'Expected {len(rows)} owners, got {len(owner)}.',

@@ -84,17 +84,15 @@ def dirichlet_partition(
     InvalidInput: alpha <= 0, or fewer than C * min_examples examples.
   """
   label = np.asarray(label)
-  validate.above('alpha', alpha, 0)
+  validate.check(
+    0 < alpha < np.inf, f'Expected 0 < alpha < infinity, got alpha={alpha}.'
+  )
   _check_sizes(len(label), num_clients, min_examples)
   rng = np.random.default_rng(seed)
   classes, label = np.unique(label, return_inverse=True)
-  counts = np.stack(
-    [
-      apportion(_dirichlet(rng, alpha, num_clients), int((label == y).sum()))
-      for y in range(len(classes))
-    ],
-    axis=1,
-  )
+  counts = np.zeros((num_clients, len(classes)), np.int64)
+  for y, size in enumerate(np.bincount(label, minlength=len(classes))):
+    counts[:, y] = apportion(_dirichlet(rng, alpha, num_clients), int(size))
   _raise_minimum(counts, min_examples)
   owner = np.empty(len(label), np.int64)
   for y in range(len(classes)):

@@ -23,7 +23,7 @@ def stratified_mask(
   Returns:
     bool [N], True for the chosen examples.
   """
-  _check_fraction('fraction', fraction)
+  check_fraction('fraction', fraction)
   label = np.asarray(label)
   chosen = np.zeros(len(label), bool)
   rng = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ def client_mask(
   Returns:
     bool [N] over the view's positions, True for the chosen examples.
   """
-  _check_fraction('fraction', fraction)
+  check_fraction('fraction', fraction)
   sizes = data.sizes()
   counts = np.minimum(np.rint(fraction * sizes), np.maximum(sizes - 1, 0))
   rng = np.random.default_rng(seed)
@@ -60,13 +60,14 @@ def choose_clients(
   clients: np.ndarray, *, fraction: float, seed: int
 ) -> np.ndarray:
   """Chooses round(fraction * C) of the client numbers [C]; sorted."""
-  _check_fraction('fraction', fraction)
+  check_fraction('fraction', fraction)
   count = round(fraction * len(clients))
   rng = np.random.default_rng(seed)
   return np.sort(rng.permutation(np.asarray(clients))[:count])
 
 
-def _check_fraction(name: str, fraction: float) -> None:
+def check_fraction(name: str, fraction: float) -> None:
+  """Checks that the scalar 0 <= fraction < 1."""
   validate.check(
     0 <= fraction < 1, f'Expected 0 <= {name} < 1, got {name}={fraction}.'
   )

@@ -96,8 +96,7 @@ class EmnistCNN(nn.Module):
 
 
 def _flat(x: jax.Array) -> jax.Array:
-  x = as_float_image(x) if x.ndim > 2 else x
-  return x.reshape(x.shape[0], -1)
+  return as_float_image(x).reshape(x.shape[0], -1)
 
 
 MODELS = {

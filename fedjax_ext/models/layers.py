@@ -62,14 +62,17 @@ class Conv(nn.Module):
       'kernel',
       nn.initializers.lecun_normal(),
       (height, width, x.shape[-1], self.features),
+      jnp.float32,
     )
-    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+    bias = self.param(
+      'bias', nn.initializers.zeros_init(), (self.features,), jnp.float32
+    )
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
     if self.padding == 'SAME':
       around = [((s - 1) // 2, s // 2) for s in (height, width)]
       x = jnp.pad(x, ((0, 0), *around, (0, 0)))
     windows = patches(x, self.kernel_size)
-    kernel = kernel.reshape(-1, self.features).astype(x.dtype)
-    return windows @ kernel + bias.astype(x.dtype)
+    return windows @ kernel.reshape(-1, self.features) + bias
 
 
 def max_pool(x: jax.Array, size: int = 2) -> jax.Array:

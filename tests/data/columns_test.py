@@ -297,16 +297,17 @@ class FingerprintTest(parameterized.TestCase):
 
   def test_client_names_as_objects(self):
     """Names kept as Python objects count by value, not by address."""
-    label = {'label': np.arange(3)}
-    named = lambda *names: fingerprint(
-      make_columns('here', {**label, 'client': np.array(names, object)})
+    make = lambda *texts: make_columns(
+      'here',
+      {
+        'label': np.arange(3),
+        'client': np.array([''.join(t) for t in texts], object),
+      },
     )
-    build = lambda text: ''.join(text)  # a new object each time
-    self.assertEqual(
-      named(build('ab'), build('cd'), build('ab')),
-      named(build('ab'), build('cd'), build('ab')),
-    )
-    self.assertNotEqual(named('ab', 'cd', 'ab'), named('ab', 'cd', 'cd'))
+    one, two = make('ab', 'cd', 'ab'), make('ab', 'cd', 'ab')
+    self.assertIsNot(one.client[0], two.client[0])
+    self.assertEqual(fingerprint(one), fingerprint(two))
+    self.assertNotEqual(fingerprint(one), fingerprint(make('ab', 'cd', 'cd')))
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from fedjax_ext.core import Batch, StepInfo
-from fedjax_ext.losses import classification_task, masked_mean
+from fedjax_ext.losses import Task, classification_task, masked_mean
 from fedjax_ext.models import make_model
 from tests.problems import plain_loss, relative_error
 
@@ -16,10 +16,10 @@ MASK = np.array([True, True, True, False, False])
 
 
 @functools.cache
-def problem(name='mlp', **settings):
-  """A model of 8x8 images and 3 classes, its task and parameters."""
-  model = make_model(name, input_shape=(8, 8, 1), num_classes=3, **settings)
-  task = classification_task(model)
+def problem(name='mlp'):
+  """A model of 8x8 images and 3 classes, its task and parameters; compiled."""
+  model = make_model(name, input_shape=(8, 8, 1), num_classes=3)
+  task = Task(*map(jax.jit, classification_task(model)))
   return model, task, task.init(jax.random.key(0))
 
 
@@ -75,7 +75,7 @@ class ClassificationTaskTest(parameterized.TestCase):
     """Value and gradient equal those of the real rows alone."""
     model, task, params = problem()
     b = batch(mask=np.arange(5) < count)
-    got = jax.value_and_grad(task.loss)(params, b)
+    got = jax.jit(jax.value_and_grad(task.loss))(params, b)
     expected = plain_loss(model)(
       params, b.data['image'][:count], b.data['label'][:count]
     )
@@ -124,7 +124,7 @@ class ClassificationTaskTest(parameterized.TestCase):
     """Accuracy and cross-entropy of each row, weighted by the mask."""
     model, task, params = problem()
     b = batch()
-    metrics = jax.jit(task.metrics)(params, b)
+    metrics = task.metrics(params, b)
     self.assertCountEqual(metrics, ['accuracy', 'loss'])
     logits = np.asarray(model.apply(params, b.data['image']), np.float64)
     label = np.asarray(b.data['label'])
@@ -147,7 +147,7 @@ class ClassificationTaskTest(parameterized.TestCase):
     """Dropout is on in the loss of a step with a key, never in metrics."""
     _, task, params = problem('emnist_cnn')
     one, two = (batch(key=jax.random.key(k)) for k in (0, 1))
-    loss, metrics = jax.jit(task.loss), jax.jit(task.metrics)
+    loss, metrics = task.loss, task.metrics
     self.assertNotEqual(float(loss(params, one)), float(loss(params, two)))
     self.assertEqual(float(loss(params, one)), float(loss(params, one)))
     jax.tree.map(

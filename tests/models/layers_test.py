@@ -41,48 +41,68 @@ def value_and_gradient(function, *inputs):
   return out, grads
 
 
+def weights(shape, dtype='float32', seed=2):
+  """Parameters of a convolution, drawn with numpy."""
+  params = {
+    'kernel': normal(shape, dtype, seed),
+    'bias': normal(shape[-1:], dtype, seed + 1),
+  }
+  return {'params': params}
+
+
 class ConvTest(parameterized.TestCase):
   @parameterized.product(
-    dtype=DTYPES,
-    padding=('VALID', 'SAME'),
-    kernel_size=((3, 3), (2, 3), (4, 1)),
+    dtype=DTYPES, padding=('VALID', 'SAME'), kernel_size=((3, 3), (4, 1))
   )
   def test_equals_flax(self, dtype, padding, kernel_size):
-    """Values and gradients, odd sizes, even kernels, same parameters."""
+    """Values and gradients by weights and input; odd sizes, even kernels."""
     dtype, tolerance = dtype
     with wide(dtype):
       x = normal((2, 7, 9, 3), dtype)
+      params = weights((*kernel_size, 3, 5), dtype)
       ours = Conv(5, kernel_size, padding)
       flax = nn.Conv(5, kernel_size, padding=padding)
-      params = ours.init(jax.random.key(0), x)
-      jax.tree.map(
-        np.testing.assert_array_equal,
-        params,
-        flax.init(jax.random.key(0), x),
-      )
-      params['params']['bias'] += normal((5,), dtype, 1)
-      got = value_and_gradient(ours.apply, params, x)
-      expected = value_and_gradient(flax.apply, params, x)
-      self.assertEqual((got[0].dtype, got[0].shape), (dtype, expected[0].shape))
+      got, expected = jax.jit(
+        lambda params, x: [
+          value_and_gradient(layer.apply, params, x) for layer in (ours, flax)
+        ]
+      )(params, x)
+      self.assertEqual(got[0].dtype, dtype)
+      self.assertEqual(got[0].shape, expected[0].shape)
       self.assertLess(relative_error(got, expected), tolerance)
+
+  @parameterized.parameters('float32', 'float64')
+  def test_same_parameters_as_flax(self, dtype):
+    """Names, shapes, types and, of one key, values."""
+    with wide(dtype):
+      x = normal((1, 5, 5, 3), dtype)
+      ours, flax = (
+        jax.jit(layer.init)(jax.random.key(0), x)
+        for layer in (Conv(4, (3, 2)), nn.Conv(4, (3, 2), padding='VALID'))
+      )
+      of = lambda tree: jax.tree.map(lambda leaf: leaf.dtype.name, tree)
+      self.assertEqual(of(ours), of(flax))
+      jax.tree.map(np.testing.assert_array_equal, ours, flax)
 
   def test_vmap_over_clients_equals_a_loop(self):
     """Every client has its own weights, values and gradients."""
     conv = Conv(4, (3, 3))
     x = normal((3, 2, 6, 5, 2))
-    params = jax.vmap(conv.init)(jax.random.split(jax.random.key(1), 3), x)
-    both = lambda p, x: value_and_gradient(conv.apply, p, x)
+    params = jax.tree.map(
+      lambda *leaves: jnp.stack(leaves),
+      *(weights((3, 3, 2, 4), seed=10 * c) for c in range(3)),
+    )
+    both = jax.jit(lambda p, x: value_and_gradient(conv.apply, p, x))
     got = jax.jit(jax.vmap(both))(params, x)
     for c in range(3):
       at = lambda tree: jax.tree.map(lambda leaf: leaf[c], tree)
-      expected = both(at(params), x[c])
-      self.assertLess(relative_error(at(got), expected), 1e-5)
+      self.assertLess(relative_error(at(got), both(at(params), x[c])), 1e-5)
 
   def test_integers_are_taken_as_numbers(self):
     """Integer inputs give what flax gives; weights are not cut to integers."""
     x = jnp.arange(50).reshape(1, 5, 5, 2)
     conv = Conv(3, (3, 3))
-    params = conv.init(jax.random.key(0), x)
+    params = weights((3, 3, 2, 3))
     expected = nn.Conv(3, (3, 3), padding='VALID').apply(params, x)
     self.assertLess(relative_error(conv.apply(params, x), expected), 1e-5)
 
@@ -104,17 +124,18 @@ class ConvTest(parameterized.TestCase):
 
 class MaxPoolTest(parameterized.TestCase):
   @parameterized.product(
-    dtype=DTYPES, shape=((2, 8, 6, 3), (2, 7, 9, 3)), size=(2, 3)
+    dtype=DTYPES, case=(((2, 8, 6, 3), 2), ((2, 7, 9, 3), 2), ((2, 7, 9, 3), 3))
   )
-  def test_equals_flax(self, dtype, shape, size):
+  def test_equals_flax(self, dtype, case):
     """Values and gradients where nothing ties; odd borders are cut."""
-    dtype, tolerance = dtype
+    (dtype, tolerance), (shape, size) = dtype, case
     with wide(dtype):
       x = normal(shape, dtype)
-      got = value_and_gradient(lambda x: max_pool(x, size), x)
-      expected = value_and_gradient(
-        lambda x: nn.max_pool(x, (size, size), (size, size)), x
-      )
+      ours = lambda x: max_pool(x, size)
+      flax = lambda x: nn.max_pool(x, (size, size), (size, size))
+      got, expected = jax.jit(
+        lambda x: [value_and_gradient(pool, x) for pool in (ours, flax)]
+      )(x)
       np.testing.assert_array_equal(got[0], expected[0])
       self.assertLess(relative_error(got, expected), tolerance)
 
@@ -128,8 +149,8 @@ class MaxPoolTest(parameterized.TestCase):
 
   def test_vmap_over_clients_equals_a_loop(self):
     x = normal((3, 2, 5, 4, 2))
-    both = lambda x: value_and_gradient(max_pool, x)
-    got = jax.vmap(both)(x)
+    both = jax.jit(lambda x: value_and_gradient(max_pool, x))
+    got = jax.jit(jax.vmap(both))(x)
     for c in range(3):
       at = jax.tree.map(lambda leaf: leaf[c], got)
       jax.tree.map(np.testing.assert_array_equal, at, both(x[c]))
