@@ -214,6 +214,16 @@ class ClientStates:
     else:
       slots.free.extend(np.flatnonzero(before & ~used).tolist())
 
+  def check_index(self, index: np.ndarray) -> None:
+    """Raises InvalidInput unless an index [C] fits this bank's rows."""
+    largest = index.max(initial=-1)
+    validate.check(
+      index.shape == self.index.shape and largest < self._slots.capacity,
+      f'Expected a client state index for {self.num_clients} clients and '
+      f'{self._slots.capacity} stored rows, got {len(index)} clients and slot '
+      f'{largest}.',
+    )
+
   def restore(
     self, index: np.ndarray, checkpoints: Mapping[int, np.ndarray]
   ) -> 'ClientStates':
@@ -228,13 +238,7 @@ class ClientStates:
     """
     index = np.asarray(index, np.int64)
     for one in (index, *checkpoints.values()):
-      validate.check(
-        one.shape == self.index.shape
-        and one.max(initial=-1) < self._slots.capacity,
-        f'Expected a client state index for {self.num_clients} clients and '
-        f'{self._slots.capacity} stored rows, got {len(one)} clients and slot '
-        f'{one.max(initial=-1)}.',
-      )
+      self.check_index(one)
     self._slots.newest += 1
     restored = dataclasses.replace(
       self, index=index, _version=self._slots.newest

@@ -196,8 +196,8 @@ def _test_splits(
   if group_column:
     validate.check(
       group_column in test.features and test.features[group_column].ndim == 1,
-      f'Expected group_column to be a column [M] of {sorted(test.features)}, got '
-      f'group_column={group_column}.',
+      f'Expected group_column to be a column [M] of {sorted(test.features)}, '
+      f'got group_column={group_column}.',
     )
     group = np.asarray(test.features[group_column])[test.rows]
     for value in np.unique(group):

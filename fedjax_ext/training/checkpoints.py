@@ -5,10 +5,11 @@ rows of the `ClientStates` bank. A checkpoint holds the server state, the bank's
 index and a digest by which an unreadable or altered one is recognised.
 """
 
+import contextlib
 import hashlib
+import json
 import logging
 import pathlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +101,8 @@ class Checkpoints:
         client_states.keep(set(self._manager.all_steps()))
         index = client_states.snapshot(round)
         items['client_index'] = args.StandardSave({'index': index})
-      meta = dict(extra, round=round, digest=digest((server_state, index)))
+      meta = dict(extra, round=round)
+      meta['digest'] = _checkpoint_digest(server_state, index, meta)
       items['server_state'] = args.StandardSave({'state': server_state})
       items['meta'] = args.JsonSave(meta)
       self._manager.save(round, args=args.Composite(**items))
@@ -130,32 +132,31 @@ class Checkpoints:
     Returns:
       What was saved, or None without a readable checkpoint.
     """
-    stateful = client_states is not None
-    for step, loaded in self._readable(server_state, stateful):
-      index, state, meta = loaded
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        state, meta = self._load(step, server_state, client_states)
+      except Exception as error:
+        self._set_aside(step, error)
+        continue
       if client_states is not None:
-        indices = {s: self._index(s) for s in self._manager.all_steps()}
-        indices[step] = index
-        client_states = client_states.restore(index, indices)
+        indices = self._indices(client_states)
+        client_states = client_states.restore(indices[step], indices)
       return Restored(step, state, client_states, meta)
     return None
 
-  def _readable(
-    self, server_state: PyTree, stateful: bool
-  ) -> Iterator[tuple[int, Any]]:
-    for step in sorted(self._manager.all_steps(), reverse=True):
+  def _indices(self, client_states: ClientStates) -> dict[int, np.ndarray]:
+    """Indices of all checkpoints; one without a usable index is set aside."""
+    indices = {}
+    for step in self._manager.all_steps():
       try:
-        yield step, self._load(step, server_state, stateful)
+        indices[step] = self._index(step, client_states)
       except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
-        _LOG.warning(
-          'Checkpoint %s is unreadable (%s); trying the one before.',
-          self._path(step),
-          reason,
-        )
-        self._set_aside(step)
+        self._set_aside(step, error)
+    return indices
 
-  def _load(self, step: int, server_state: PyTree, stateful: bool) -> Any:
+  def _load(
+    self, step: int, server_state: PyTree, client_states: ClientStates | None
+  ) -> tuple[PyTree, dict[str, Any]]:
     args = self._ocp.args
     abstract = jax.tree.map(
       self._ocp.utils.to_shape_dtype_struct, {'state': server_state}
@@ -166,23 +167,33 @@ class Checkpoints:
         server_state=args.StandardRestore(abstract), meta=args.JsonRestore()
       ),
     )
-    state, meta = loaded['server_state']['state'], loaded['meta']
-    index = self._index(step) if stateful else None
-    if digest((state, index)) != meta['digest']:
+    state, meta = loaded['server_state']['state'], dict(loaded['meta'])
+    stored = meta.pop('digest')
+    index = None if client_states is None else self._index(step, client_states)
+    if _checkpoint_digest(state, index, meta) != stored:
       raise ValueError('its content does not match its digest')
-    return index, state, meta
+    return state, meta
 
-  def _index(self, step: int) -> np.ndarray:
+  def _index(self, step: int, client_states: ClientStates) -> np.ndarray:
     args = self._ocp.args
     loaded = self._manager.restore(
       step, args=args.Composite(client_index=args.StandardRestore())
     )
-    return np.asarray(loaded['client_index']['index'], np.int64)
+    index = np.asarray(loaded['client_index']['index'], np.int64)
+    client_states.check_index(index)
+    return index
 
   def _path(self, step: int) -> pathlib.Path:
     return self._workdir / 'checkpoints' / str(step)
 
-  def _set_aside(self, step: int) -> None:
+  def _set_aside(self, step: int, error: Exception) -> None:
+    """Names an unreadable checkpoint and moves it out of the way."""
+    reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+    _LOG.warning(
+      'Checkpoint %s is unreadable (%s); trying the one before.',
+      self._path(step),
+      reason,
+    )
     self._manager.close()
     aside = self._workdir / 'unreadable_checkpoints'
     aside.mkdir(exist_ok=True)
@@ -190,10 +201,27 @@ class Checkpoints:
     self._path(step).rename(aside / f'{step}.{number}')
     self._manager = self._open()
 
+  def abandon(self) -> None:
+    """Finishes what is being written while another error is on its way."""
+    try:
+      self.close()
+    except WriteError as error:
+      _LOG.debug('%s', error)
+
   def close(self) -> None:
     """Finishes pending writes; raises WriteError if one failed."""
-    self.wait()
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      with contextlib.suppress(Exception):  # `wait` has said what went wrong
+        self._manager.close()
+
+
+def _checkpoint_digest(
+  state: PyTree, index: np.ndarray | None, meta: dict[str, Any]
+) -> str:
+  text = json.dumps(meta, sort_keys=True)
+  return digest((state, index, np.frombuffer(text.encode(), np.uint8)))
 
 
 def _write_message(what: str, round: int | None, error: Exception) -> str:

@@ -314,6 +314,9 @@ class _Run:
       if not reports:  # resumed after the last round
         reports = self._evaluate(self.schedule.num_rounds)
       checkpoints.close()
+    except BaseException:
+      checkpoints.abandon()
+      raise
     finally:
       writer.close()
       self.manifest = dict(self.manifest, wall_seconds=wall())
@@ -403,7 +406,9 @@ class _Run:
       name: {part: _columns(one) for part, one in report.items()}
       for name, report in reports.items()
     }
-    write_atomically(self.workdir / 'report.json', json.dumps(per_client))
+    write_atomically(
+      self.workdir / 'report.json', json.dumps(per_client, allow_nan=False)
+    )
     plot_curves(rows, self.workdir / 'curves.png', title=self.workdir.name)
     write_atomically(
       self.workdir / 'final.json', json.dumps(summary, indent=2) + '\n'
@@ -434,7 +439,9 @@ def _columns(report: Any) -> dict[str, Any]:
     'examples': report.examples.tolist(),
   }
   for name, sums in report.sums.items():
-    columns[f'{name}/sum'] = sums.tolist()
+    columns[f'{name}/sum'] = [
+      x if np.isfinite(x) else None for x in sums.tolist()
+    ]
     columns[f'{name}/weight'] = report.weights[name].tolist()
   return columns
 

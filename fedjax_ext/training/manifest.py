@@ -95,6 +95,8 @@ def open_workdir(workdir: pathlib.Path, manifest: Manifest) -> Manifest:
       old = json.loads(path.read_text())
     except json.JSONDecodeError as error:
       raise InvalidInput(f'Expected JSON in {path}: {error}') from error
+    if not isinstance(old, dict):
+      raise InvalidInput(f'Expected a JSON object in {path}, got {old!r:.80}.')
     pick = lambda m, binding: {
       k: v
       for k, v in m.items()

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,10 +105,6 @@ class MetricWriter:
       raise OSError(
         error.errno, error.strerror, str(self._jsonl.parent)
       ) from error
-    if self._events is not None:
-      for name, value in row.items():
-        if name != 'round' and isinstance(value, int | float):
-          self._events.add_scalar(name, value, round)
 
   def _append(self, row: Row) -> None:
     with self._jsonl.open('a') as file:
@@ -117,6 +114,8 @@ class MetricWriter:
         csv.writer(file).writerow([row.get(c, '') for c in self._columns])
     else:
       self._rewrite_csv()
+    if self._events is not None:
+      self._events.write(row)
 
   def close(self) -> None:
     """Closes the TensorBoard writer; the files are closed after each row."""
@@ -132,10 +131,45 @@ def _plain(value: Any) -> Any:
   return value
 
 
-def _event_writer(path: pathlib.Path, first_round: int) -> Any:
+class _Events:
+  """TensorBoard events, written in the caller's thread.
+
+  tensorboardX's SummaryWriter writes in a thread of its own; when the disk is
+  full that thread dies and the queue to it blocks for ever.
+  """
+
+  def __init__(self, path: pathlib.Path, first_round: int):
+    from tensorboardX import event_file_writer, proto, summary
+
+    self._proto, self._summary = proto.event_pb2, summary
+    path.mkdir(exist_ok=True)
+    self._writer = event_file_writer.EventsWriter(str(path / 'events'))
+    start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+    self._write(first_round, session_log=start)  # hides what a kill left over
+
+  def _write(self, round: int, **content: Any) -> None:
+    event = self._proto.Event(step=round, wall_time=time.time(), **content)
+    self._writer.write_event(event)
+
+  def write(self, row: Row) -> None:
+    for name, value in row.items():
+      if name != 'round' and isinstance(value, int | float):
+        self._write(row['round'], summary=self._summary.scalar(name, value))
+    try:
+      self._writer.flush()
+    except OSError:
+      self._writer = None  # closing it would try the same again
+      raise
+
+  def close(self) -> None:
+    if self._writer is not None:
+      self._writer.close()
+      self._writer = None
+
+
+def _event_writer(path: pathlib.Path, first_round: int) -> _Events | None:
   try:
-    import tensorboardX
+    return _Events(path, first_round)
   except ImportError:
     _LOG.info('tensorboardX is not installed: no TensorBoard events.')
     return None
-  return tensorboardX.SummaryWriter(str(path), purge_step=first_round)

@@ -63,11 +63,9 @@ class WriterTest(absltest.TestCase):
     self.workdir = pathlib.Path(self.enterContext(folder))
 
   def open(self, after_round=0, tensorboard=False) -> MetricWriter:
-    writer = MetricWriter(
+    return MetricWriter(
       self.workdir, after_round=after_round, tensorboard=tensorboard
     )
-    self.addCleanup(writer.close)
-    return writer
 
   def jsonl(self) -> list:
     lines = (self.workdir / 'metrics.jsonl').read_text().splitlines()
@@ -183,7 +181,6 @@ class WriterTest(absltest.TestCase):
     writer = self.open(tensorboard=True)
     writer.write(1, {'loss': 0.5, 'worst': float('nan')})
     writer.write(2, {'loss': 0.25, 'clients': 3})
-    writer.close()
     writer.close()
     self.assertEqual(
       events(self.workdir / 'tensorboard'),
