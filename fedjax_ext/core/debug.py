@@ -125,7 +125,7 @@ def run_debug(
   inputs: PyTree,
   rows: PyTree,
 ) -> tuple[PyTree, PyTree]:
-  """One wave, as engine._run_wave returns it: leaves [D * Kd] by slot."""
+  """One wave, as wave.run_wave returns it: leaves [D * Kd] by slot."""
   del layout
   clients = plan.clients
   sizes = plan.num_examples.reshape(-1)
