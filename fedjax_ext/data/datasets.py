@@ -75,7 +75,8 @@ def make_dataset(
 
   Parts: 'train' and 'validation' (participating clients), 'unparticipating'
   (held-out clients, on validation rows if there are any, else on train rows),
-  'test', and 'test_<column>_<value>' for each value of the group column.
+  'test' (the test rows of all other clients), and 'test_<column>_<value>' for
+  each value of the group column.
 
   Args:
     columns: the source.
@@ -94,44 +95,35 @@ def make_dataset(
     InvalidInput: a column is absent or a number cannot be met.
   """
   validate.one_of('partition', partition, PARTITIONS)
+  validate.at_least('num_clients', num_clients, 1)
   validate.one_of('test_owner', test_owner, ('pooled', 'clients'))
   check_fraction('test_fraction', test_fraction)
   check_fraction('validation_fraction', validation_fraction)
   check_fraction('unparticipating_fraction', unparticipating_fraction)
-  label = columns.features['label']
   seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
-  natural = partition == 'client'
-  if natural:
-    validate.check(
-      columns.client is not None,
-      f'Expected a client column in {columns.name} for partition=client, got '
-      f'columns {sorted(columns.features)}.',
-    )
-    client_ids, owner = np.unique(
-      np.asarray(columns.client), return_inverse=True
-    )
+  if partition == 'client':
+    assigned = _natural_clients(columns, test_fraction, seeds[0])
   else:
-    client_ids, owner = _made_clients(num_clients), None
-
-  is_test = _test_rows(
-    columns, owner, client_ids, fraction=test_fraction, seed=seeds[0]
-  )
-  if not natural:
-    pooled = test_owner == 'pooled'
-    train = np.flatnonzero(~is_test if pooled else np.ones_like(is_test))
-    owner = np.full(len(label), num_clients, np.int64)
-    if partition == 'iid':
-      owner[train] = iid_partition(
-        len(train), num_clients=num_clients, seed=seeds[1]
-      )
-    else:
-      owner[train] = dirichlet_partition(
-        label[train],
+    is_test = _given_or(columns, test_fraction, seeds[0])
+    mine = np.flatnonzero(
+      ~is_test if test_owner == 'pooled' else np.ones_like(is_test)
+    )
+    label = columns.features['label'][mine]
+    made = (
+      iid_partition(len(mine), num_clients=num_clients, seed=seeds[1])
+      if partition == 'iid'
+      else dirichlet_partition(
+        label,
         num_clients=num_clients,
         alpha=alpha,
         min_examples=min_examples,
         seed=seeds[1],
       )
+    )
+    owner = np.full(len(is_test), num_clients, np.int64)
+    owner[mine] = made
+    assigned = np.array([*map(str, range(num_clients)), 'test']), owner, is_test
+  client_ids, owner, is_test = assigned
   everything = from_assignment(columns.features, owner, client_ids=client_ids)
   of_test = is_test[everything.rows]
   train, test = everything.filter(~of_test), everything.filter(of_test)
@@ -157,36 +149,38 @@ def make_dataset(
   if test.num_examples:
     for name, view in _test_splits(test, group_column).items():
       splits[name] = view
-      parts[name] = Part(np.flatnonzero(view.sizes() > 0), name)
+      tested = np.setdiff1d(np.flatnonzero(view.sizes() > 0), held_out)
+      parts[name] = Part(tested, name)
   return FederatedDataset(
     columns.name, splits, participating, parts, columns.num_classes
   )
 
 
-def _made_clients(num_clients: int) -> np.ndarray:
-  validate.at_least('num_clients', num_clients, 1)
-  return np.array([*map(str, range(num_clients)), 'test'])
-
-
-def _test_rows(
-  columns: Columns,
-  owner: np.ndarray | None,
-  client_ids: np.ndarray,
-  *,
-  fraction: float,
-  seed: int,
-) -> np.ndarray:
-  """Which rows are test, bool [M]."""
+def _given_or(columns: Columns, fraction: float, seed: int) -> np.ndarray:
+  """Test rows by the split column, else a stratified choice; bool [M]."""
   if columns.split is not None:
     return np.asarray(columns.split) == 1
-  if owner is None:
-    return stratified_mask(
-      columns.features['label'], fraction=fraction, seed=seed
-    )
+  return stratified_mask(
+    columns.features['label'], fraction=fraction, seed=seed
+  )
+
+
+def _natural_clients(
+  columns: Columns, test_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The client column's (client_ids [C], owner [M], is_test [M])."""
+  validate.check(
+    columns.client is not None,
+    f'Expected a client column in {columns.name} for partition=client, got '
+    f'columns {sorted(columns.features)}.',
+  )
+  client_ids, owner = np.unique(columns.client, return_inverse=True)
+  if columns.split is not None:
+    return client_ids, owner, np.asarray(columns.split) == 1
   data = from_assignment(columns.features, owner, client_ids=client_ids)
   is_test = np.zeros(len(owner), bool)
-  is_test[data.rows] = client_mask(data, fraction=fraction, seed=seed)
-  return is_test
+  is_test[data.rows] = client_mask(data, fraction=test_fraction, seed=seed)
+  return client_ids, owner, is_test
 
 
 def _test_splits(
