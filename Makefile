@@ -35,4 +35,4 @@ build-files: setup
 	$(RUN) -m tools.build_files
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

@@ -44,6 +44,8 @@ def make_algorithm(
 ) -> FederatedAlgorithm:
   """Builds --algorithm for a task on a dataset (C clients)."""
   phase = shared.phase_from_flags()
+  if FLAGS.algorithm in ('local_training', 'fine_tuning'):
+    check_personal_parts(dataset)
   if FLAGS.algorithm == 'scaffold':
     validate.check(
       FLAGS.client_optimizer == 'sgd'
@@ -97,21 +99,43 @@ def make_algorithm(
   return algorithm
 
 
+def check_personal_parts(dataset: FederatedDataset) -> None:
+  """Refuses parts that say nothing about personal models.
+
+  These are test rows of clients without train rows (the model would not be
+  theirs), and held-out clients scored on the rows that they are tuned on.
+  """
+  test = dataset.parts.get('test')
+  validate.check(
+    test is None or dataset.splits['train'].sizes(test.clients).sum() > 0,
+    f'Expected test rows of clients that train, for '
+    f'algorithm={FLAGS.algorithm}; got test rows of others only. Use '
+    '--data_test_owner=clients, or a natural partition with both.',
+  )
+  held_out = dataset.parts.get('unparticipating')
+  validate.check(
+    held_out is None or held_out.split != 'train',
+    f'Expected test or validation rows of held-out clients, for '
+    f'algorithm={FLAGS.algorithm}; use --data_validation_fraction.',
+  )
+
+
 def main() -> None:
   """Checks everything, trains or resumes, prints the result."""
   workdir = shared.workdir_from_flags()
   schedule = shared.schedule_from_flags()
+  seeds = shared.seeds_from_flags()
   columns = shared.columns_from_flags()
   dataset = shared.dataset_from_flags(columns)
   sampler = shared.sampler_from_flags(dataset)
-  task = classification_task(shared.model_from_flags(dataset))
   layout = shared.layout_from_flags()
+  task = classification_task(shared.model_from_flags(dataset))
   algorithm = make_algorithm(task, dataset, layout)
   result = train(
     algorithm,
     dataset,
     sampler=sampler,
-    seeds=shared.seeds_from_flags(),
+    seeds=seeds,
     schedule=schedule,
     layout=layout,
     workdir=workdir,

@@ -134,7 +134,8 @@ def make_cohort(
 def cohort_inputs(cohort: Cohort, plan: Plan, inputs: Any) -> Any:
   """Picks rows of `inputs` (leaves [K, ...]) for a plan's slots [D * Kd]."""
   if not len(cohort.clients):
-    return jax.tree.map(lambda x: x[:0], inputs)
+    empty = lambda x: np.zeros((len(plan.clients), *x.shape[1:]), x.dtype)
+    return jax.tree.map(empty, inputs)
   slots = np.searchsorted(cohort.clients, np.maximum(plan.clients, 0))
   slots = np.minimum(slots, len(cohort.clients) - 1)
   return jax.tree.map(lambda x: x[slots], inputs)

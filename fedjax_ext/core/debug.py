@@ -130,14 +130,16 @@ def run_debug(
   clients = plan.clients
   sizes = plan.num_examples.reshape(-1)
   at = lambda tree, i: jax.tree.map(lambda x: jnp.asarray(x)[i], tree)
+  client_at = lambda slot: Client(
+    jnp.int32(clients[slot]),
+    jnp.int32(sizes[slot]),
+    at(rows, slot),
+    at(inputs, slot),
+  )
+
   acc, new_rows, results = None, {}, {}
   for slot in np.flatnonzero(clients >= 0).tolist():
-    client = Client(
-      jnp.int32(clients[slot]),
-      jnp.int32(sizes[slot]),
-      at(rows, slot),
-      at(inputs, slot),
-    )
+    client = client_at(slot)
     output = debug_client(program, plan, client, key, features, shared)
     keeps = bool(jax.tree.leaves(output.state))
     update, weight, row, *result = accept(
@@ -149,15 +151,23 @@ def run_debug(
     results[slot] = result
     if keeps:
       new_rows[slot] = row
-  if acc is None:
-    raise ValueError('Expected a client in every wave of a debug run.')
-  some = next(iter(results.values()))
-  empty = jax.tree.map(jnp.zeros_like, some)
-  stacked = jax.tree.map(
+  if acc is None:  # nobody in this wave: types alone
+
+    def nobody() -> tuple[PyTree, list]:
+      state = program.init(shared, client_at(0), key)
+      output = program.final(shared, client_at(0), state)
+      update, _, _, *result = accept(output, output.state)
+      return update, result
+
+    update, result = jax.eval_shape(nobody)
+    acc = reducer.init(update, len(clients))
+    empty = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), result)
+  else:
+    empty = jax.tree.map(jnp.zeros_like, next(iter(results.values())))
+  metrics, norms, dropped = jax.tree.map(
     lambda *xs: jnp.stack(xs),
     *[results.get(slot, empty) for slot in range(len(clients))],
   )
-  metrics, norms, dropped = stacked
   written = None
   if new_rows:
     written = jax.tree.map(

@@ -315,18 +315,17 @@ def _personal_scorer(
   run = for_each_client(
     evaluation_program(predictor, features, batch_size), total(), layout=layout
   )
-  specs = {
-    split: PlanSpec(
-      (*adaptation, Phase(split, batch_size=batch_size, shuffle=False))
-    )
-    for split in clients
-  }
+  # One plan name for all splits: a client adapts to the same model in each.
   cohorts = {
     split: make_cohort(
       numbers,
       round=0,
       seed=seed,
-      specs=specs,
+      specs={
+        'evaluation': PlanSpec(
+          (*adaptation, Phase(split, batch_size=batch_size, shuffle=False))
+        )
+      },
       data=data,
       features=features,
       layout=layout,
@@ -338,7 +337,7 @@ def _personal_scorer(
     shared = predictor.shared(server_state)
     scores = {}
     for split, cohort in cohorts.items():
-      output, _ = run(shared, cohort, split, states=states)
+      output, _ = run(shared, cohort, 'evaluation', states=states)
       _, scores[split] = per_client(output)
     return scores
 

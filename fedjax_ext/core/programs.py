@@ -7,7 +7,6 @@ it for a single client, which is also how a server trains on data of its own.
 Axis letters: B examples in a batch, S steps.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -166,37 +165,44 @@ def accept(
 ) -> tuple[PyTree, jax.Array, PyTree, dict, jax.Array, jax.Array]:
   """Checks what a client returns; a non-finite one counts as absent.
 
+  Finite are: update, weight, state, and weight times the update's norm, so that
+  no single client can push a sum out of range.
+
   Returns:
     (update, weight, row, metrics, update norm, dropped): pytrees and scalars.
     If anything is not finite, update, weight, metrics and norm are zeros and
     the row is the old one.
   """
-  checked = (output.update, output.weight, output.state)
-  finite = functools.reduce(
-    jnp.logical_and,
-    [
-      jnp.isfinite(x).all()
-      for x in jax.tree.leaves(checked)
-      if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-    ],
-    jnp.bool(True),
-  )
-  zero = lambda x: jnp.where(finite, x, jnp.zeros_like(x))
-  update = jax.tree.map(zero, output.update)
-  squares = [
-    jnp.sum(jnp.square(jnp.abs(x)))
-    for x in jax.tree.leaves(update)
-    if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-  ]
+  float_type = jnp.result_type(float)
+  weight = jnp.asarray(output.weight, float_type)
+  squares = [jnp.sum(jnp.square(jnp.abs(x))) for x in _inexact(output.update)]
   norm = jnp.sqrt(sum(squares, jnp.zeros(())))
+  finite = jnp.isfinite(norm) & jnp.isfinite(weight * norm)
+  for x in _inexact((output.update, weight, output.state)):
+    finite &= jnp.isfinite(x).all()
+  zero = lambda x: jnp.where(finite, x, jnp.zeros_like(x))
   row = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old), output.state, old_row
   )
-  weight = zero(jnp.asarray(output.weight, jnp.result_type(float)))
   metrics = jax.tree.map(
-    lambda x: zero(jnp.asarray(x, jnp.result_type(float))), output.metrics
+    lambda x: zero(jnp.asarray(x, float_type)), output.metrics
   )
-  return update, weight, row, metrics, norm, ~finite
+  return (
+    jax.tree.map(zero, output.update),
+    zero(weight),
+    row,
+    metrics,
+    zero(norm),
+    ~finite,
+  )
+
+
+def _inexact(tree: PyTree) -> list[jax.Array]:
+  return [
+    x
+    for x in jax.tree.leaves(tree)
+    if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+  ]
 
 
 def as_types(tree: PyTree, types: PyTree) -> PyTree:

@@ -24,7 +24,9 @@ def sample_cohort(sampler: Sampler, seed: int, round: int) -> np.ndarray:
   Raises:
     InvalidInput: the sampler returned a client twice.
   """
-  rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, round]))
+  rng = np.random.Generator(
+    np.random.Philox(key=np.array([seed, round], np.uint64))
+  )
   clients = np.sort(np.asarray(sampler(rng), np.int64))
   validate.check(
     not np.any(clients[1:] == clients[:-1]),
@@ -37,7 +39,8 @@ def _pool(clients: int | np.ndarray) -> np.ndarray | None:
   return None if np.ndim(clients) == 0 else np.asarray(clients, np.int64)
 
 
-def _check_cohort(cohort_size: int, population: int) -> None:
+def check_cohort_size(cohort_size: int, population: int) -> None:
+  """Checks that the scalar 1 <= cohort_size <= population."""
   validate.at_least('cohort_size', cohort_size, 1)
   validate.check(
     cohort_size <= population,
@@ -55,7 +58,7 @@ def uniform_sampler(clients: int | np.ndarray, *, cohort_size: int) -> Sampler:
   """
   pool = _pool(clients)
   population = int(clients) if pool is None else len(pool)
-  _check_cohort(cohort_size, population)
+  check_cohort_size(cohort_size, population)
 
   def sample(rng: np.random.Generator) -> np.ndarray:
     chosen = rng.choice(population, cohort_size, replace=False, shuffle=False)
@@ -112,7 +115,7 @@ def weighted_sampler(
     np.isfinite(weights).all() and (weights >= 0).all(),
     'Expected finite weights >= 0.',
   )
-  _check_cohort(cohort_size, int((weights > 0).sum()))
+  check_cohort_size(cohort_size, int((weights > 0).sum()))
 
   def sample(rng: np.random.Generator) -> np.ndarray:
     with np.errstate(divide='ignore'):

@@ -67,6 +67,12 @@ def make_columns(
   )
   num_classes = num_classes or int(label.max()) + 1
   _check_range(f'label of {name}', label, num_classes - 1)
+  for column in ('image', 'split', client_column):
+    validate.check(
+      column not in arrays or len(np.atleast_1d(arrays[column])) == len(label),
+      f'Expected {column} of {name} to have {len(label)} rows as label has, '
+      f'got shape {list(np.shape(arrays.get(column)))}.',
+    )
   columns = {
     n: x for n, x in arrays.items() if np.ndim(x) and len(x) == len(label)
   }

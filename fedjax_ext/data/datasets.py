@@ -74,7 +74,7 @@ def make_dataset(
   part. `validation_fraction` of every client's train rows becomes validation.
 
   Parts: 'train' and 'validation' (participating clients), 'unparticipating'
-  (held-out clients, on validation rows if there are any, else on train rows),
+  (held-out clients, on their test rows, else validation, else train rows),
   'test' (the test rows of all other clients), and 'test_<column>_<value>' for
   each value of the group column.
 
@@ -145,7 +145,9 @@ def make_dataset(
   )
   parts = {name: Part(participating, name) for name in splits}
   if len(held_out):
-    parts['unparticipating'] = Part(held_out, list(splits)[-1])
+    tests_them = test.sizes(held_out).sum() > 0
+    split = 'test' if tests_them else list(splits)[-1]
+    parts['unparticipating'] = Part(held_out, split)
   if test.num_examples:
     for name, view in _test_splits(test, group_column).items():
       splits[name] = view

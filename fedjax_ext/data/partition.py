@@ -119,7 +119,6 @@ def _raise_minimum(counts: np.ndarray, minimum: int) -> None:
     while sizes[poor] < minimum:
       rich = int(sizes.argmax())
       y = int(counts[rich].argmax())
-      # Stop at the next largest class or client, so the rule is fair.
       counts[rich, y] -= 1
       counts[poor, y] += 1
       sizes[rich] -= 1

@@ -140,9 +140,9 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Model:
     module: has only parameters, no other variables.
     input_shape: shape of one example, without B.
   """
-  example = jnp.zeros((1, *input_shape))
 
   def init(key: jax.Array) -> PyTree:
+    example = jnp.zeros((1, *input_shape))
     return module.init(key, example)['params']
 
   def apply(

@@ -46,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
     except Interrupted as stop:
       _exit(128 + stop.signal, str(stop))
     except KeyboardInterrupt:
-      _exit(130, 'Stopped by a second Ctrl-C; the last checkpoint restores.')
+      _exit(130, 'Stopped by Ctrl-C; the last checkpoint restores.')
     except OSError as error:
       _exit(1, f'{error} (the last checkpoint restores)')
 
@@ -114,4 +114,6 @@ def print_result(
     for name, part in part_of.items()
     if f'{part}/{metric}/pooled' in result.summary['metrics']
   )
+  if result.summary['diverged']:
+    said += ' diverged=true'
   print(f'final: round={result.round} {said} workdir={workdir}', flush=True)

@@ -2,7 +2,8 @@
 
 Layout under the workdir: checkpoints/<round>/ by orbax, client_states/ with the
 rows of the `ClientStates` bank. A checkpoint holds the server state, the bank's
-index and a digest by which an unreadable or altered one is recognised.
+index and a digest by which an unreadable or altered one is recognised; the rows
+themselves are not covered by it.
 """
 
 import contextlib
@@ -39,6 +40,8 @@ def digest(tree: PyTree) -> str:
   """SHA-256 (hex) over the bytes of all leaves of a pytree, in order."""
   sha = hashlib.sha256()
   for leaf in jax.tree.leaves(tree):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
     leaf = np.asarray(leaf)
     sha.update(f'{leaf.dtype.str}{leaf.shape}'.encode())
     sha.update(np.ascontiguousarray(leaf).tobytes())
@@ -122,7 +125,7 @@ class Checkpoints:
   ) -> Restored | None:
     """Restores the newest checkpoint that can be read.
 
-    An unreadable one is named in a warning and moved to
+    An unreadable one before it is named in a warning and moved to
     workdir/unreadable_checkpoints, so its round can be saved again.
 
     Args:
@@ -130,18 +133,30 @@ class Checkpoints:
       client_states: the empty bank on this workdir, or None.
 
     Returns:
-      What was saved, or None without a readable checkpoint.
+      What was saved, or None without a checkpoint.
+
+    Raises:
+      InvalidInput: there are checkpoints and none can be read.
     """
+    unreadable: dict[int, Exception] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         state, meta = self._load(step, server_state, client_states)
       except Exception as error:
-        self._set_aside(step, error)
+        unreadable[step] = error
         continue
+      for bad, error in unreadable.items():
+        self._set_aside(bad, error)
       if client_states is not None:
         indices = self._indices(client_states)
         client_states = client_states.restore(indices[step], indices)
       return Restored(step, state, client_states, meta)
+    if unreadable:  # touch nothing: it may be the program, not the files
+      reasons = '; '.join(f'{n}: {_reason(e)}' for n, e in unreadable.items())
+      raise InvalidInput(
+        f'Expected a readable checkpoint in {self._path(0).parent}, got '
+        f'{reasons}. Use a fresh --workdir to start again.'
+      )
     return None
 
   def _indices(self, client_states: ClientStates) -> dict[int, np.ndarray]:
@@ -188,11 +203,10 @@ class Checkpoints:
 
   def _set_aside(self, step: int, error: Exception) -> None:
     """Names an unreadable checkpoint and moves it out of the way."""
-    reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
     _LOG.warning(
-      'Checkpoint %s is unreadable (%s); trying the one before.',
+      'Checkpoint %s is unreadable (%s); using the one before.',
       self._path(step),
-      reason,
+      _reason(error),
     )
     self._manager.close()
     aside = self._workdir / 'unreadable_checkpoints'
@@ -226,5 +240,8 @@ def _checkpoint_digest(
 
 def _write_message(what: str, round: int | None, error: Exception) -> str:
   of = '' if round is None else f' of round {round}'
-  text = str(error).splitlines()[0][:300] if str(error) else repr(error)
-  return f'Could not write the {what}{of}: {text}'
+  return f'Could not write the {what}{of}: {_reason(error)}'
+
+
+def _reason(error: Exception) -> str:
+  return str(error).splitlines()[0][:200] if str(error) else repr(error)

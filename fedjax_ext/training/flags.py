@@ -25,6 +25,7 @@ from fedjax_ext.core import (
   validate,
   weighted_sampler,
 )
+from fedjax_ext.core.sampling import check_cohort_size
 from fedjax_ext.models import MODELS, Model, make_model
 from fedjax_ext.training.loop import Schedule, Seeds
 
@@ -142,7 +143,9 @@ for _side, _rate in (('client', 0.1), ('server', 1.0)):
   flags.DEFINE_float(
     f'{_side}_epsilon', 1e-3, f'{_side}: the adaptive optimizers.'
   )
-flags.DEFINE_float('client_weight_decay', 0.0, 'L2 decay in the gradient.')
+flags.DEFINE_float(
+  'client_weight_decay', 0.0, 'Decay in the gradient (L2); adamw: decoupled.'
+)
 flags.DEFINE_integer('client_epochs', 1, 'Local epochs.')
 flags.DEFINE_integer(
   'client_steps', 0, 'Local steps instead of epochs, if > 0.'
@@ -164,8 +167,17 @@ flags.DEFINE_enum(
   'Weights of clients in the mean.',
 )
 
-# Flags that say where things are or how a run is watched, not what it computes.
-UNBOUND = ('workdir', 'data_dir')
+# Flags that say where things are or how it runs, not what it computes. Devices,
+# lanes and waves are bound as the layout that they lead to.
+UNBOUND = (
+  'workdir',
+  'data_dir',
+  'prefetch',
+  'debug',
+  'num_devices',
+  'lanes',
+  'wave_clients',
+)
 
 
 def use_all_cpus() -> None:
@@ -191,7 +203,7 @@ def use_all_cpus() -> None:
 def flag_values(module: str) -> dict[str, Any]:
   """The flags that define a run, {name: value}.
 
-  Without those that say where things are (UNBOUND).
+  Without those that change no result (UNBOUND).
 
   Args:
     module: `__name__` of the binary, which has adopted this module's flags.
@@ -206,17 +218,24 @@ def flag_values(module: str) -> dict[str, Any]:
 def workdir_from_flags() -> pathlib.Path:
   """--workdir, which must be given."""
   validate.check(FLAGS.workdir, 'Expected --workdir=DIR, got none.')
-  return pathlib.Path(FLAGS.workdir)
+  path = pathlib.Path(FLAGS.workdir)
+  validate.check(
+    path.is_dir() or not path.exists(),
+    f'Expected a folder at --workdir={path}, got a file.',
+  )
+  return path
+
+
+def role_seed(role: str) -> int:
+  """The seed (a scalar) of a role: --ROLE_seed, or else --seed."""
+  name = 'seed' if FLAGS[f'{role}_seed'].value is None else f'{role}_seed'
+  validate.between(name, FLAGS[name].value, 0, 2**31 - 1)
+  return FLAGS[name].value
 
 
 def seeds_from_flags() -> Seeds:
-  """One seed (a scalar) a role, --seed where a role has none."""
-  pick = lambda role: (
-    FLAGS.seed
-    if FLAGS[f'{role}_seed'].value is None
-    else FLAGS[f'{role}_seed'].value
-  )
-  return Seeds(pick('init'), pick('sampling'), pick('training'))
+  """One seed (a scalar) for each role but the data's."""
+  return Seeds(role_seed('init'), role_seed('sampling'), role_seed('training'))
 
 
 def schedule_from_flags() -> Schedule:
@@ -248,21 +267,20 @@ def columns_from_flags() -> data.Columns:
   Raises:
     InvalidInput: a file is missing or breaks the schema.
   """
-  seed = FLAGS.seed if FLAGS.data_seed is None else FLAGS.data_seed
   if FLAGS.data_source == 'digits':
     return data.load_digits()
   if FLAGS.data_source == 'synthetic_femnist':
     return data.synthetic_femnist(
       num_clients=FLAGS.data_num_clients,
       mean_examples=FLAGS.data_mean_examples,
-      seed=seed,
+      seed=role_seed('data'),
     )
   validate.check(
     FLAGS.data_dir and FLAGS.data_file,
     'Expected --data_dir=DIR and --data_file=NAME for data_source=npz, got '
     f'data_dir={FLAGS.data_dir!r}, data_file={FLAGS.data_file!r}.',
   )
-  path = pathlib.Path(FLAGS.data_dir) / FLAGS.data_file
+  path = pathlib.Path(FLAGS.data_dir) / FLAGS.data_file.removesuffix('.npz')
   return data.load_columns(
     path if path.is_dir() else path.with_name(f'{path.name}.npz'),
     num_classes=FLAGS.data_num_classes,
@@ -283,14 +301,14 @@ def dataset_from_flags(columns: data.Columns) -> data.FederatedDataset:
     validation_fraction=FLAGS.data_validation_fraction,
     unparticipating_fraction=FLAGS.data_unparticipating_fraction,
     group_column=FLAGS.data_group_column,
-    seed=FLAGS.seed if FLAGS.data_seed is None else FLAGS.data_seed,
+    seed=role_seed('data'),
   )
 
 
 def sampler_from_flags(dataset: data.FederatedDataset) -> Sampler:
   """The cohort sampler over participating clients [C']."""
   clients = dataset.participating
-  _check_cohort_size(len(clients))
+  check_cohort_size(FLAGS.cohort_size, len(clients))
   if FLAGS.sampler == 'poisson':
     return poisson_sampler(
       clients, probability=FLAGS.cohort_size / len(clients)
@@ -302,15 +320,6 @@ def sampler_from_flags(dataset: data.FederatedDataset) -> Sampler:
       cohort_size=FLAGS.cohort_size,
     )
   return uniform_sampler(clients, cohort_size=FLAGS.cohort_size)
-
-
-def _check_cohort_size(population: int) -> None:
-  validate.at_least('cohort_size', FLAGS.cohort_size, 1)
-  validate.check(
-    FLAGS.cohort_size <= population,
-    f'Expected cohort_size <= {population} (the participating clients), got '
-    f'cohort_size={FLAGS.cohort_size}.',
-  )
 
 
 def phase_from_flags(
@@ -346,26 +355,40 @@ def optimizer_from_flags(
   """
   get = lambda name: FLAGS[f'{side}_{name}'].value
   rate = get('learning_rate') if learning_rate is None else learning_rate
-  validate.at_least(f'{side}_learning_rate', rate, 0)
+  validate.check(
+    0 <= rate < np.inf,
+    f'Expected 0 <= {side}_learning_rate < infinity, got '
+    f'{side}_learning_rate={rate}.',
+  )
   validate.between(f'{side}_momentum', get('momentum'), 0, 1)
   betas = dict(b1=get('b1'), b2=get('b2'), eps=get('epsilon'))
+  for name in ('b1', 'b2'):
+    validate.check(
+      0 <= get(name) < 1,
+      f'Expected 0 <= {side}_{name} < 1, got {side}_{name}={get(name)}.',
+    )
+  validate.at_least(f'{side}_epsilon', get('epsilon'), 0)
   momentum = get('momentum') or None
+  decay = FLAGS.client_weight_decay if side == 'client' else 0.0
+  validate.at_least('client_weight_decay', decay, 0)
   optimizer = {
     'sgd': lambda: optax.sgd(rate, momentum=momentum),
     'adam': lambda: optax.adam(rate, **betas),
-    'adamw': lambda: optax.adamw(rate, **betas),
+    'adamw': lambda: optax.adamw(rate, weight_decay=decay, **betas),
     'yogi': lambda: optax.yogi(rate, **betas),
     'adagrad': lambda: optax.adagrad(
       rate, initial_accumulator_value=0.0, eps=get('epsilon')
     ),
     'rmsprop': lambda: optax.rmsprop(
-      rate, decay=get('b2'), eps=get('epsilon'), momentum=momentum
+      rate,
+      decay=get('b2'),
+      eps=get('epsilon'),
+      eps_in_sqrt=False,
+      momentum=momentum,
     ),
   }[get('optimizer')]()
-  if side == 'client' and FLAGS.client_weight_decay:
-    validate.at_least('client_weight_decay', FLAGS.client_weight_decay, 0)
-    decay = optax.add_decayed_weights(FLAGS.client_weight_decay)
-    optimizer = optax.chain(decay, optimizer)
+  if decay and get('optimizer') != 'adamw':
+    optimizer = optax.chain(optax.add_decayed_weights(decay), optimizer)
   return optimizer
 
 
@@ -375,6 +398,10 @@ def model_from_flags(dataset: data.FederatedDataset) -> Model:
     'image' in dataset.features,
     f'Expected a feature "image" for model={FLAGS.model}, got '
     f'{sorted(dataset.features)}.',
+  )
+  kind = dataset.features['image'].dtype
+  validate.check(
+    kind.kind in 'fiub', f'Expected numbers in feature "image", got {kind}.'
   )
   settings: dict[str, Any] = {}
   if FLAGS.model == 'mlp':

@@ -5,7 +5,9 @@ preemption. Rounds count from 1. Same workdir = resume.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
 import pathlib
@@ -26,6 +28,7 @@ from fedjax_ext.core import (
   FederatedAlgorithm,
   Layout,
   Part,
+  PartReport,
   Report,
   Sampler,
   make_client_states,
@@ -196,12 +199,27 @@ def train(
     OSError: a write failed; the last good checkpoint restores.
     Interrupted: SIGTERM or SIGINT came; a checkpoint was saved.
   """
-  manifest = open_workdir(workdir, manifest)
-  run = _Run(
-    algorithm, dataset, sampler, seeds, schedule, layout, workdir, manifest
-  )
-  with _Signals() as signals:
-    return run(signals)
+  with _locked(workdir):
+    manifest = open_workdir(workdir, manifest)
+    run = _Run(
+      algorithm, dataset, sampler, seeds, schedule, layout, workdir, manifest
+    )
+    with _Signals() as signals:
+      return run(signals)
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps a second process out of a workdir; the lock dies with its holder."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / '.lock').open('w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise validate.InvalidInput(
+        f'The workdir {workdir} is in use by another process.'
+      ) from error
+    yield
 
 
 def _cohorts(
@@ -301,16 +319,17 @@ class _Run:
           values |= _flatten(reports)
           writer.write(cohort.round, values)
           progress.update(_short(values), important=bool(reports))
-          if self._saves(cohort.round) or signals.received:
+          stopped = signals.received
+          if self._saves(cohort.round) or stopped:
             checkpoints.save(
               cohort.round,
               self.server_state,
               self.client_states,
               {'examples_processed': processed},
             )
-          if signals.received and cohort.round < rounds[-1]:
+          if stopped and cohort.round < rounds[-1]:
             checkpoints.wait()
-            raise Interrupted(signals.received, cohort.round, self.workdir)
+            raise Interrupted(stopped, cohort.round, self.workdir)
       if not reports:  # resumed after the last round
         reports = self._evaluate(self.schedule.num_rounds)
       checkpoints.close()
@@ -402,8 +421,10 @@ class _Run:
       'commit': self.manifest['commit'],
       'state_sha256': digest(self.server_state),
     }
+    if not finite:
+      _LOG.warning('The server state is not finite: the run diverged.')
     per_client = {
-      name: {part: _columns(one) for part, one in report.items()}
+      name: {part: self._columns(one) for part, one in report.items()}
       for name, report in reports.items()
     }
     write_atomically(
@@ -422,6 +443,21 @@ class _Run:
       summary,
     )
 
+  def _columns(self, report: PartReport) -> dict[str, Any]:
+    """A part's report client by client, as plain lists."""
+    names = next(iter(self.dataset.splits.values())).client_ids
+    columns = {
+      'client': report.clients.tolist(),
+      'client_id': names[report.clients].tolist(),
+      'examples': report.examples.tolist(),
+    }
+    for name, sums in report.sums.items():
+      columns[f'{name}/sum'] = [
+        x if np.isfinite(x) else None for x in sums.tolist()
+      ]
+      columns[f'{name}/weight'] = report.weights[name].tolist()
+    return columns
+
 
 def _flatten(reports: Mapping[str, Report]) -> dict[str, float]:
   """Scalars of all predictors; all but the first carry their name."""
@@ -430,20 +466,6 @@ def _flatten(reports: Mapping[str, Report]) -> dict[str, float]:
     for i, (name, report) in enumerate(reports.items())
     for key, value in summarize_report(report).items()
   }
-
-
-def _columns(report: Any) -> dict[str, Any]:
-  """A part's report client by client, as plain lists."""
-  columns = {
-    'client': report.clients.tolist(),
-    'examples': report.examples.tolist(),
-  }
-  for name, sums in report.sums.items():
-    columns[f'{name}/sum'] = [
-      x if np.isfinite(x) else None for x in sums.tolist()
-    ]
-    columns[f'{name}/weight'] = report.weights[name].tolist()
-  return columns
 
 
 def _short(values: Mapping[str, Any]) -> str:

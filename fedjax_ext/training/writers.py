@@ -152,10 +152,10 @@ class _Events:
     self._writer.write_event(event)
 
   def write(self, row: Row) -> None:
-    for name, value in row.items():
-      if name != 'round' and isinstance(value, int | float):
-        self._write(row['round'], summary=self._summary.scalar(name, value))
     try:
+      for name, value in row.items():
+        if name != 'round' and isinstance(value, int | float):
+          self._write(row['round'], summary=self._summary.scalar(name, value))
       self._writer.flush()
     except OSError:
       self._writer = None  # closing it would try the same again

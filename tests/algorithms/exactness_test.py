@@ -427,7 +427,7 @@ class ExactnessTest(Checks):
         round=0,
         seed=7,
         specs={
-          'train': core.PlanSpec(
+          'evaluation': core.PlanSpec(
             (*phases, core.Phase(batch_size=4, shuffle=False))
           )
         },
@@ -442,7 +442,7 @@ class ExactnessTest(Checks):
   def tuned(self, case, cohort, client, params, optimizer):
     features = case.problem.federated.features
     state = optimizer.init(params)
-    for plan in cohort.plans('train'):
+    for plan in cohort.plans('evaluation'):
       if client not in plan.clients:
         continue
       for rows, count, info in client_batches(plan, client):

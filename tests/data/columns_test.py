@@ -67,7 +67,7 @@ class MakeColumnsTest(parameterized.TestCase):
 
   def test_client_column_absent(self):
     """Asking for natural clients without their column says so."""
-    columns = make_columns('here', arrays(client=np.arange(3)))
+    columns = make_columns('here', arrays())
     with self.assertRaisesRegex(
       InvalidInput, r"client column in here .*\['image', 'label'\]"
     ):
@@ -83,6 +83,8 @@ class MakeColumnsTest(parameterized.TestCase):
     ({'label': np.array(['0', '1'])}, r'integers \[M\], got <U1\[2\]'),
     ({'split': np.array([0, 1, 2, 1])}, r'split .*0\.\.1, got 2 in row 2'),
     ({'split': np.array([0, -1, 0, 1])}, r'split .*0\.\.1, got -1 in row 1'),
+    ({'split': np.array([0, 0, 1])}, 'split of here to have 4 rows'),
+    ({'client': np.arange(3)}, 'client of here to have 4 rows'),
     ({'split': np.array([0, 0.5, 0, 1])}, 'split of here'),
     ({'split': np.array(['0', '1', '0', '1'])}, 'split of here'),
     ({'split': np.zeros((4, 2), int)}, 'split of here'),

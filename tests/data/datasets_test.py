@@ -175,13 +175,19 @@ class DatasetTest(parameterized.TestCase):
     np.testing.assert_array_equal(part.clients, dataset.participating)
     self.assertEqual(part.split, 'validation')
 
-  @parameterized.parameters((0.0, 'train'), (0.3, 'validation'))
-  def test_unparticipating(self, validation_fraction, split):
+  @parameterized.parameters(
+    (0.2, 0.0, 'test'),
+    (0.2, 0.3, 'test'),
+    (0.0, 0.0, 'train'),
+    (0.0, 0.3, 'validation'),
+  )
+  def test_unparticipating(self, test_fraction, validation_fraction, split):
     """A quarter of the clients is held out and reported by itself."""
     source = columns()
     dataset = make_dataset(
       source,
       partition='client',
+      test_fraction=test_fraction,
       validation_fraction=validation_fraction,
       unparticipating_fraction=0.25,
     )

@@ -8,6 +8,7 @@ import pathlib
 import resource
 import signal
 import tempfile
+import time
 from unittest import mock
 
 import jax
@@ -117,7 +118,10 @@ class SameBitsTest(TestCase):
 
   def test_second_ctrl_c_stops_at_once(self):
     def twice():
+      noting = signal.getsignal(signal.SIGINT)
       os.kill(os.getpid(), signal.SIGINT)
+      while signal.getsignal(signal.SIGINT) == noting:
+        time.sleep(0.001)  # two pending signals would be handled as one
       os.kill(os.getpid(), signal.SIGINT)
 
     self.interfere('scaffold', 5, twice, KeyboardInterrupt)
@@ -140,6 +144,24 @@ class SameBitsTest(TestCase):
     rows = (self.workdir / 'metrics.jsonl').read_text().splitlines()
     self.assertLen(rows, round - 1)
     self.assertEqual(self.finish(name), reference(name))
+
+  def test_second_process_is_kept_out(self):
+    refused = []
+
+    def start_another():
+      with self.assertRaisesRegex(core.InvalidInput, 'in use') as caught:
+        small_runs.train(self.workdir, small_runs.algorithm('fed_avg'))
+      refused.append(str(caught.exception))
+
+    algorithm = small_runs.during(
+      small_runs.algorithm('fed_avg'), 3, start_another
+    )
+    result = small_runs.train(self.workdir, algorithm)
+    self.assertLen(refused, 1)
+    self.assertIn(str(self.workdir), refused[0])
+    self.assertEqual(
+      small_runs.outcome(result, self.workdir), reference('fed_avg')
+    )
 
   @parameterized.parameters(True, False)
   def test_failing_sampler(self, prefetch):
@@ -232,6 +254,7 @@ class RecordTest(TestCase):
     self.assertEqual(sorted(report['global']), ['test', 'train'])
     train = report['global']['train']
     self.assertEqual(train['client'], dataset.participating.tolist())
+    self.assertEqual(train['client_id'], ['0', '1', '2', '3', '4', '5'])
     self.assertEqual(train['examples'], sizes.tolist())
     self.assertEqual(train['accuracy/weight'], sizes.tolist())
     for part, columns in report['global'].items():
@@ -241,7 +264,7 @@ class RecordTest(TestCase):
           pooled, final['metrics'][f'{part}/{metric}/pooled'], places=5
         )
     self.assertEqual(
-      sorted(path.name for path in self.workdir.iterdir()),
+      sorted(path.name for path in self.workdir.glob('[!.]*')),
       [
         'checkpoints',
         'client_states',

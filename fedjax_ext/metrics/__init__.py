@@ -1,1 +1,0 @@
-"""Pure metric functions; distributions over clients are in core.evaluation."""
