@@ -24,7 +24,7 @@ from fedjax_ext.core.client_states import ClientStates
 from fedjax_ext.core.cohort import make_cohort
 from fedjax_ext.core.engine import for_each_client, per_client
 from fedjax_ext.core.layout import CLIENTS, Layout
-from fedjax_ext.core.plans import ClientRows, Phase, PlanSpec
+from fedjax_ext.core.plans import ClientRows, Phase, PlanSpec, ramp
 from fedjax_ext.core.programs import (
   Batch,
   Client,
@@ -215,8 +215,7 @@ def _pooled_scorer(
     first[split] = num_groups
     sizes = _sizes(view, numbers)
     starts = np.repeat(view.offsets[numbers], sizes)
-    ramp = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    rows.append(np.asarray(view.rows[starts + ramp]))
+    rows.append(np.asarray(view.rows[starts + ramp(sizes)]))
     groups.append(num_groups + np.repeat(np.arange(len(numbers)), sizes))
     num_groups += len(numbers)
   rows, groups = np.concatenate(rows), np.concatenate(groups)

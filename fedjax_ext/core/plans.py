@@ -246,7 +246,7 @@ def _phase_steps(
     steps = -(-epochs * sizes // size) if fill else epochs * per_epoch
 
   owner = np.repeat(np.arange(len(clients)), steps)
-  step = _ramp(steps)
+  step = ramp(steps)
   n = sizes[owner]
   if fill:  # one stream of positions that runs on from epoch to epoch
     flat = step[:, None] * size + np.arange(size)
@@ -279,7 +279,7 @@ def _phase_steps(
   return part, sizes
 
 
-def _ramp(lengths: np.ndarray) -> np.ndarray:
+def ramp(lengths: np.ndarray) -> np.ndarray:
   """[0..lengths[0]), [0..lengths[1]), ... in one array."""
   ends = np.cumsum(lengths)
   return np.arange(ends[-1] if len(ends) else 0) - np.repeat(
@@ -319,10 +319,10 @@ def _shuffles(
   with np.errstate(over='ignore'):
     base = _mix(
       _mix(key ^ clients.astype(np.uint64))[owner]
-      + _ramp(passes).astype(np.uint64)
+      + ramp(passes).astype(np.uint64)
     )
     segment = np.repeat(np.arange(len(owner)), lengths)
-    position = _ramp(lengths)
+    position = ramp(lengths)
     hashed = _mix(base[segment] ^ position.astype(np.uint64))
   bits = np.uint64(max(len(owner) - 1, 1).bit_length())
   ranks = np.argsort(
@@ -437,7 +437,7 @@ def _write_events(
   np.add.at(counts, (device, step), 1)
   group = device * lanes.shape[1] + step
   fresh = np.flatnonzero(np.diff(group, prepend=-1))
-  rank = _ramp(np.diff(fresh, append=len(group)))
+  rank = ramp(np.diff(fresh, append=len(group)))
   lanes[device, step, rank] = lane
 
 

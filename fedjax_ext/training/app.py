@@ -109,10 +109,11 @@ def print_result(
         f'{predictor + " " + part:{width}}  {summary["clients"]:7d}  '
         f'{summary["examples"]:8d}  {values}'
       )
+  main = next(iter(result.reports.values()))
   said = ' '.join(
-    f'{name}={result.summary["metrics"][f"{part}/{metric}/pooled"]:.4f}'
+    f'{name}={main[part].summary().get(f"{metric}/pooled", float("nan")):.4f}'
     for name, part in part_of.items()
-    if f'{part}/{metric}/pooled' in result.summary['metrics']
+    if part in main
   )
   if result.summary['diverged']:
     said += ' diverged=true'
