@@ -19,14 +19,17 @@ from tools import imports
 
 # Import name -> the requirement's name in the hub `@pip`.
 THIRD_PARTY = {
+  'PIL': 'pillow',
   'absl': 'absl_py',
+  'google': 'protobuf',
   'orbax': 'orbax_checkpoint',
   'sklearn': 'scikit_learn',
   'tensorboardX': 'tensorboardx',
 }
 SAME_NAME = """
   array_record chex flax grain hypothesis ir_measures jax jaxlib matplotlib
-  numpy optax optuna pytest scipy submitit tensorflow_datasets tqdm
+  ml_dtypes msgpack numpy optax optuna pytest scipy submitit tensorflow_datasets
+  tqdm
 """
 # Peers, run where they are installed by hand; requirements.lock has none.
 OPTIONAL = {'fedjax'}

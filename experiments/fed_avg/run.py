@@ -17,7 +17,7 @@ from fedjax_ext.algorithms import (
 )
 from fedjax_ext.core import FederatedAlgorithm, Layout, validate
 from fedjax_ext.data import FederatedDataset, fingerprint
-from fedjax_ext.losses import Task, classification_task
+from fedjax_ext.losses import Task
 from fedjax_ext.training import app
 from fedjax_ext.training import flags as shared
 from fedjax_ext.training.loop import train
@@ -129,7 +129,7 @@ def main() -> None:
   dataset = shared.dataset_from_flags(columns)
   sampler = shared.sampler_from_flags(dataset)
   layout = shared.layout_from_flags()
-  task = classification_task(shared.model_from_flags(dataset))
+  task = shared.task_from_flags(dataset)
   algorithm = make_algorithm(task, dataset, layout)
   result = train(
     algorithm,
@@ -145,7 +145,14 @@ def main() -> None:
       layout=layout.describe(),
     ),
   )
-  app.print_result(result, {'test_accuracy': 'test'}, workdir=workdir)
+  app.print_result(
+    result,
+    {
+      'test_accuracy': 'test',
+      'unparticipating_accuracy': 'unparticipating',
+    },
+    workdir=workdir,
+  )
 
 
 if __name__ == '__main__':

@@ -27,12 +27,13 @@ from fedjax_ext.core import (
   weighted_mean,
 )
 from fedjax_ext.losses import Task
+from fedjax_ext.models import params_of, stats_of, with_params
 
 PyTree = Any
 
 
 class ServerState(NamedTuple):
-  """Two pytrees: the model, and the server optimizer's state."""
+  """Two pytrees: the model (may be `Variables`), the optimizer's state."""
 
   params: PyTree
   optimizer_state: PyTree
@@ -41,12 +42,18 @@ class ServerState(NamedTuple):
 def server_step(
   optimizer: optax.GradientTransformation, state: ServerState, delta: PyTree
 ) -> ServerState:
-  """One server step; the optimizer sees -delta as its gradient (a pytree)."""
+  """One server step; the optimizer sees -delta as its gradient (a pytree).
+
+  Moving statistics become the clients' mean, without the optimizer.
+  """
+  params = params_of(state.params)
   updates, optimizer_state = optimizer.update(
-    jax.tree.map(jnp.negative, delta), state.optimizer_state, state.params
+    jax.tree.map(jnp.negative, params_of(delta)), state.optimizer_state, params
   )
+  stats = jax.tree.map(jnp.add, stats_of(state.params), stats_of(delta))
   return ServerState(
-    optax.apply_updates(state.params, updates), optimizer_state
+    with_params(state.params, optax.apply_updates(params, updates), stats),
+    optimizer_state,
   )
 
 
@@ -87,8 +94,8 @@ def fed_avg(
   run = for_each_client(program, reducer, layout=layout, debug=debug)
 
   def init(key: jax.Array) -> ServerState:
-    params = task.init(key)
-    return ServerState(params, server_optimizer.init(params))
+    model = task.init(key)
+    return ServerState(model, server_optimizer.init(params_of(model)))
 
   @jax.jit
   def update(state: ServerState, output) -> ServerState:

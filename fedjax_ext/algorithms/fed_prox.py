@@ -14,6 +14,7 @@ from fedjax_ext.algorithms.fed_avg import fed_avg
 from fedjax_ext.algorithms.local_sgd import local_sgd
 from fedjax_ext.core import Client, FederatedAlgorithm, Layout, Phase, validate
 from fedjax_ext.losses import Task
+from fedjax_ext.models import params_of
 
 PyTree = Any
 
@@ -54,7 +55,7 @@ def fed_prox(
 
   def begin(shared: PyTree, client: Client, key: jax.Array):
     del client, key
-    return shared, shared
+    return shared, params_of(shared)
 
   def penalty(params: PyTree, anchor: PyTree) -> jax.Array:
     return proximal_weight * half_squared_distance(params, anchor)

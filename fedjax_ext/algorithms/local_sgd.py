@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_ext.core import Batch, Client, ClientOutput, ClientProgram
+from fedjax_ext.models import params_of, with_params
 
 PyTree = Any
 
@@ -22,7 +23,7 @@ class LocalState(NamedTuple):
   """A client in the middle of its local steps.
 
   Attributes:
-    params: its model.
+    params: its model, a pytree of params or `models.Variables`.
     optimizer_state: its optimizer's state, made anew each round.
     context: what `begin` handed over, constant during the round.
     num_steps: steps so far, a scalar.
@@ -47,7 +48,7 @@ def add_scaled(x: PyTree, scale: jax.Array | float, y: PyTree) -> PyTree:
 
 
 def from_server(shared: PyTree, client: Client, key: jax.Array) -> PyTree:
-  """Begins at the server's params (`shared` is the pytree of params)."""
+  """Begins at the server's model (`shared` is a pytree)."""
   del client, key
   return shared, ()
 
@@ -64,7 +65,7 @@ def return_delta(
 
 
 def local_sgd(
-  loss: Callable[[PyTree, Batch], jax.Array],
+  loss: Callable[[PyTree, Batch], Any],
   optimizer: optax.GradientTransformation,
   *,
   begin: Callable[
@@ -77,38 +78,48 @@ def local_sgd(
 
   x <- x - optimizer(grad(loss(x, batch) + penalty(x, context)))
 
+  Moving statistics, where the model has any, become what the loss returns
+  beside its value; optimizer and penalty see params alone.
+
   Args:
-    loss: (params, batch) -> scalar mean over the batch's real examples.
+    loss: (model, batch) -> scalar mean over the batch's real examples, or
+      (scalar, stats) for a model that is `Variables`.
     optimizer: any optax transformation; its state starts anew each round.
-    begin: (shared, client, key) -> (params, context).
+    begin: (shared, client, key) -> (model, context).
     penalty: (params, context) -> scalar, added to the loss; not logged.
     end: (shared, client, LocalState) -> ClientOutput.
   """
 
-  def objective(params, context, batch):
-    value = loss(params, batch)
+  def objective(params, model, context, batch):
+    result = loss(with_params(model, params), batch)
+    value, stats = result if isinstance(result, tuple) else (result, ())
     extra = 0 if penalty is None else penalty(params, context)
-    return value + extra, value
+    return value + extra, (value, stats)
 
   def init(shared: PyTree, client: Client, key: jax.Array) -> LocalState:
-    params, context = begin(shared, client, key)
+    model, context = begin(shared, client, key)
     zero = jnp.zeros(())
     return LocalState(
-      params, optimizer.init(params), context, jnp.int32(0), (zero, zero)
+      model,
+      optimizer.init(params_of(model)),
+      context,
+      jnp.int32(0),
+      (zero, zero),
     )
 
   def step(shared: PyTree, state: LocalState, batch: Batch) -> LocalState:
     del shared
-    grads, value = jax.grad(objective, has_aux=True)(
-      state.params, state.context, batch
+    params = params_of(state.params)
+    grads, (value, stats) = jax.grad(objective, has_aux=True)(
+      params, state.params, state.context, batch
     )
     updates, optimizer_state = optimizer.update(
-      grads, state.optimizer_state, state.params
+      grads, state.optimizer_state, params
     )
     count = batch.mask.sum().astype(value.dtype)
     loss_sum, examples = state.loss
     return LocalState(
-      optax.apply_updates(state.params, updates),
+      with_params(state.params, optax.apply_updates(params, updates), stats),
       optimizer_state,
       state.context,
       state.num_steps + 1,

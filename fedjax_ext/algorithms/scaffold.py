@@ -18,12 +18,13 @@ from fedjax_ext.algorithms.local_sgd import (
   local_sgd,
 )
 from fedjax_ext.losses import Task
+from fedjax_ext.models import params_of
 
 PyTree = Any
 
 
 class ServerState(NamedTuple):
-  """Two like pytrees: the model x and the server's control variate c."""
+  """Two pytrees: the model x, and the control variate c like its params."""
 
   params: PyTree
   control: PyTree
@@ -44,7 +45,7 @@ def scaffold(
   A client takes K steps y <- y - eta_l (g(y) - c_i + c) from y = x and sets
   c_i+ = c_i - c + (x - y) / (K eta_l); without a step it keeps c_i. Server,
   over the cohort S (less dropped clients) of N: x <- x + eta_g mean(y - x) and
-  c <- c + |S| / N mean(c_i+ - c_i).
+  c <- c + |S| / N mean(c_i+ - c_i). Moving statistics move as x does.
 
   Args:
     task: init, loss and metrics.
@@ -70,7 +71,7 @@ def scaffold(
     control_delta = jax.tree.map(
       lambda c, d: jnp.where(steps > 0, -c - scale * d, 0).astype(c.dtype),
       shared.control,
-      delta,
+      params_of(delta),
     )
     return core.ClientOutput(
       {'params': delta, 'control': control_delta},
@@ -93,8 +94,8 @@ def scaffold(
   run = core.for_each_client(program, reducer, layout=layout, debug=debug)
 
   def init(key: jax.Array) -> ServerState:
-    params = task.init(key)
-    return ServerState(params, jax.tree.map(jnp.zeros_like, params))
+    model = task.init(key)
+    return ServerState(model, jax.tree.map(jnp.zeros_like, params_of(model)))
 
   @jax.jit
   def update(state: ServerState, output) -> ServerState:

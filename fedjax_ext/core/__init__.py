@@ -3,7 +3,7 @@
 from fedjax_ext.core import validate
 from fedjax_ext.core.algorithm import Adaptation, FederatedAlgorithm, Predictor
 from fedjax_ext.core.client_states import ClientStates, make_client_states
-from fedjax_ext.core.cohort import Cohort, make_cohort, place_features
+from fedjax_ext.core.cohort import Cohort, make_cohort
 from fedjax_ext.core.debug import ClientError
 from fedjax_ext.core.engine import (
   RoundOutput,
@@ -20,6 +20,7 @@ from fedjax_ext.core.evaluation import (
   make_evaluator,
   summarize_report,
 )
+from fedjax_ext.core.features import Features, place_features
 from fedjax_ext.core.layout import Layout, make_layout
 from fedjax_ext.core.plans import Phase, Plan, PlanSpec, plan_round
 from fedjax_ext.core.programs import (
@@ -60,6 +61,7 @@ __all__ = [
   'ClientStates',
   'Cohort',
   'Collected',
+  'Features',
   'FederatedAlgorithm',
   'InvalidInput',
   'Layout',

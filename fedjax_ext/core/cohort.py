@@ -1,46 +1,20 @@
 """A round's cohort: which clients, their plans and their data on the device.
 
-Axis letters: K clients of the cohort, N examples.
+Axis letters: K clients of the cohort, M rows of the columns.
 """
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_ext.core import validate
+from fedjax_ext.core.features import Features, Table
 from fedjax_ext.core.layout import Layout
 from fedjax_ext.core.plans import ClientRows, Plan, PlanSpec, plan_round
-
-
-def place_features(
-  features: Mapping[str, np.ndarray], layout: Layout
-) -> dict[str, jax.Array]:
-  """Copies numeric features {name: [N, ...]} to every device, once.
-
-  Columns of text stay on the host. 64-bit numbers become 32-bit ones unless
-  jax runs with 64 bits.
-
-  Raises:
-    InvalidInput: an integer does not fit into 32 bits.
-  """
-  placed = {}
-  for name, column in features.items():
-    if column.dtype.kind not in 'biuf':
-      continue
-    dtype = jax.dtypes.canonicalize_dtype(column.dtype)
-    if dtype != column.dtype and dtype.kind in 'iu' and column.size:
-      limits = np.iinfo(dtype)
-      validate.check(
-        limits.min <= column.min() and column.max() <= limits.max,
-        f'Expected feature {name!r} to fit into {dtype}, got values from '
-        f'{column.min()} to {column.max()}.',
-      )
-    placed[name] = np.asarray(column, dtype)
-  return layout.replicate(placed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +25,7 @@ class Cohort:
     round: number of the round, a scalar from 1.
     clients: client numbers int64 [K], sorted.
     key: the round's scalar random key.
-    features: {name: [N, ...]} on the devices.
+    features: columns {name: [M, ...]}, placed on the devices or streamed.
     specs: plan specs by name.
     data: splits by name, which the plans draw from.
     seed: seed of the shuffles, a scalar.
@@ -61,12 +35,15 @@ class Cohort:
   round: int
   clients: np.ndarray
   key: jax.Array
-  features: Mapping[str, jax.Array]
+  features: Features
   specs: Mapping[str, PlanSpec]
   data: Mapping[str, ClientRows]
   seed: int
   layout: Layout
   _plans: dict[str, list[Plan]] = dataclasses.field(
+    default_factory=dict, repr=False, compare=False
+  )
+  _first: dict[str, Table] = dataclasses.field(
     default_factory=dict, repr=False, compare=False
   )
 
@@ -84,6 +61,30 @@ class Cohort:
       )
     return self._plans[name]
 
+  def prepare(self, name: str) -> None:
+    """Plans, and reads the first wave's examples; for a thread that prefetches.
+
+    The other waves are read while the one before them runs.
+    """
+    if name not in self._first and self.plans(name):
+      self._first[name] = self.features.table(self.plans(name)[0])
+
+  def tables(self, name: str, *, read: bool = True) -> Iterator[Table]:
+    """The waves of a plan with the examples that each gathers from.
+
+    What `prepare` has read is handed out, and let go, once.
+
+    Args:
+      name: of the plan.
+      read: False leaves the examples out.
+    """
+    for i, plan in enumerate(self.plans(name)):
+      ready = self._first.pop(name, None) if i == 0 else None
+      if not read:
+        yield Table(plan, {}, sharded=False)
+      else:
+        yield ready or self.features.table(plan)
+
   def plan_key(self, name: str) -> jax.Array:
     """The scalar key of a plan, which clients' keys are folded from."""
     return jax.random.fold_in(self.key, zlib.crc32(name.encode()))
@@ -94,7 +95,10 @@ class Cohort:
     A client's batches and keys stay what they are in the whole cohort.
     """
     return dataclasses.replace(
-      self, clients=self.clients[np.asarray(chosen, bool)], _plans={}
+      self,
+      clients=self.clients[np.asarray(chosen, bool)],
+      _plans={},
+      _first={},
     )
 
 
@@ -105,7 +109,7 @@ def make_cohort(
   seed: int,
   specs: Mapping[str, PlanSpec],
   data: Mapping[str, ClientRows],
-  features: Mapping[str, jax.Array],
+  features: Features,
   layout: Layout,
 ) -> Cohort:
   """Builds the cohort of a round.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_ext.core import reducers
-from fedjax_ext.core.layout import Layout
+from fedjax_ext.core.features import Features
 from fedjax_ext.core.plans import Plan, client_batches
 from fedjax_ext.core.programs import (
   Batch,
@@ -66,7 +66,7 @@ def debug_client(
   plan: Plan,
   client: Client,
   key: jax.Array,
-  features: dict[str, jax.Array],
+  features: Features,
   shared: PyTree,
 ) -> ClientOutput:
   """Runs one client of a plan, uncompiled.
@@ -78,7 +78,7 @@ def debug_client(
     plan: the wave that the client is in.
     client: the client.
     key: scalar key of the plan.
-    features: {name: [N, ...]}.
+    features: columns {name: [M, ...]}, read batch by batch.
     shared: what the server sends.
 
   Raises:
@@ -91,7 +91,7 @@ def debug_client(
   for rows, count, info in client_batches(plan, number):
     step = jnp.int32(info['step'])
     batch = Batch(
-      {name: x[rows] for name, x in features.items()},
+      jax.tree.map(jnp.asarray, features.read(rows)),
       jnp.arange(len(rows)) < count,
       StepInfo(
         jax.random.fold_in(steps_key, step),
@@ -117,16 +117,14 @@ def debug_client(
 def run_debug(
   program: ClientProgram,
   reducer: reducers.Reducer,
-  layout: Layout,
+  features: Features,
   plan: Plan,
   key: jax.Array,
-  features: dict[str, jax.Array],
   shared: PyTree,
   inputs: PyTree,
   rows: PyTree,
 ) -> tuple[PyTree, PyTree]:
   """One wave, as wave.run_wave returns it: leaves [D * Kd] by slot."""
-  del layout
   clients = plan.clients
   sizes = plan.num_examples.reshape(-1)
   at = lambda tree, i: jax.tree.map(lambda x: jnp.asarray(x)[i], tree)

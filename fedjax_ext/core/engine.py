@@ -72,29 +72,30 @@ def for_each_client(
     each client gets its row, and the handle that comes back holds the new
     ones; the old handle is not to be used any more.
   """
-  if debug:
-    wave = functools.partial(run_debug, program, reducer, layout)
-  else:
-    compile = functools.partial(run_wave, program, reducer, layout)
-    compiled = {
-      False: jax.jit(functools.partial(compile, False)),
-      True: jax.jit(functools.partial(compile, True), donate_argnames='rows'),
-    }
 
-    known: dict[Any, bool] = {}
+  compiled = {
+    (writes, sharded): jax.jit(
+      functools.partial(run_wave, program, reducer, layout, writes, sharded),
+      donate_argnames='rows' if writes else (),
+    )
+    for writes in (False, True)
+    for sharded in (False, True)
+  }
+  known: dict[Any, bool] = {}
 
-    def wave(plan, key, features, shared, inputs, rows):
-      structure = jax.tree.structure((inputs, rows))
-      if structure not in known:
-        known[structure] = writes_rows(program, shared, inputs, rows)
-      return compiled[known[structure]](
-        plan=layout.shard(plan),
-        key=key,
-        features=features,
-        shared=layout.replicate(shared),
-        inputs=layout.shard(inputs),
-        rows=layout.shard(rows),
-      )
+  def wave(table, key, shared, inputs, rows):
+    structure = jax.tree.structure((inputs, rows))
+    if structure not in known:
+      known[structure] = writes_rows(program, shared, inputs, rows)
+    place = layout.shard if table.sharded else lambda arrays: arrays
+    return compiled[known[structure], table.sharded](
+      plan=layout.shard(table.plan),
+      key=key,
+      features=place(table.arrays),
+      shared=layout.replicate(shared),
+      inputs=layout.shard(inputs),
+      rows=layout.shard(rows),
+    )
 
   merge = jax.jit(functools.partial(_merge_waves, reducer.merge))
 
@@ -109,13 +110,24 @@ def for_each_client(
     _check_inputs(inputs, len(cohort.clients))
     plans = cohort.plans(plan_name)
     key = cohort.plan_key(plan_name)
-    merged = None
-    for plan in plans:
-      rows = () if states is None else states.gather(plan.clients)
-      mine = cohort_inputs(cohort, plan, inputs)
-      result, rows = wave(plan, key, cohort.features, shared, mine, rows)
+    merged, running = None, None
+    for table in cohort.tables(plan_name, read=not debug):
+      # The wave before runs while this one's examples were read; the one before
+      # that has to be done, so that two waves' examples exist at a time.
+      if table.sharded:
+        jax.block_until_ready(running)
+      running = merged
+      clients = table.plan.clients
+      rows = () if states is None else states.gather(clients)
+      mine = cohort_inputs(cohort, table.plan, inputs)
+      if debug:
+        result, rows = run_debug(
+          program, reducer, cohort.features, table.plan, key, shared, mine, rows
+        )
+      else:
+        result, rows = wave(table, key, shared, mine, rows)
       if states is not None and rows is not None:
-        states = states.scatter(plan.clients, rows)
+        states = states.scatter(clients, rows)
       merged = result if merged is None else merge(merged, result)
     acc, metrics, diagnostics = merged
     diagnostics = dict(diagnostics, lane_utilisation=lane_utilisation(plans))

@@ -8,7 +8,6 @@ Axis letters: C clients, K' clients of a part, B examples in a batch, G groups
 (a client's examples in one split), D devices, S steps.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,21 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec as P
 
 from fedjax_ext.core import validate
 from fedjax_ext.core.algorithm import Predictor
 from fedjax_ext.core.client_states import ClientStates
 from fedjax_ext.core.cohort import make_cohort
 from fedjax_ext.core.engine import for_each_client, per_client
-from fedjax_ext.core.layout import CLIENTS, Layout
-from fedjax_ext.core.plans import ClientRows, Phase, PlanSpec, ramp
+from fedjax_ext.core.features import Features
+from fedjax_ext.core.layout import Layout
+from fedjax_ext.core.plans import ClientRows, Phase, PlanSpec
+from fedjax_ext.core.pooled import evaluation_info, pooled_scorer
 from fedjax_ext.core.programs import (
   Batch,
   Client,
   ClientOutput,
   ClientProgram,
-  StepInfo,
   as_types,
 )
 from fedjax_ext.core.reducers import total
@@ -107,7 +106,7 @@ def make_evaluator(
   *,
   data: Mapping[str, ClientRows],
   parts: Mapping[str, Part],
-  features: Mapping[str, jax.Array],
+  features: Features,
   layout: Layout,
   batch_size: int = 256,
   seed: int = 0,
@@ -150,7 +149,7 @@ def make_evaluator(
   if not parts:
     return lambda server_state, states=None: {}
   personal = predictor.params is not None or predictor.adapt is not None
-  scorer = _personal_scorer if personal else _pooled_scorer
+  scorer = _personal_scorer if personal else pooled_scorer
   score = scorer(predictor, data, clients, features, layout, batch_size, seed)
 
   def evaluator(
@@ -197,112 +196,11 @@ def _select(
   )
 
 
-def _pooled_scorer(
-  predictor: Predictor,
-  data: Mapping[str, ClientRows],
-  clients: Mapping[str, np.ndarray],
-  features: Mapping[str, jax.Array],
-  layout: Layout,
-  batch_size: int,
-  seed: int,
-) -> Callable:
-  """One shared model: full batches over all examples, sums by group."""
-  del seed
-  rows, groups, first = [], [], {}
-  num_groups = 0
-  for split, numbers in clients.items():
-    view = data[split]
-    first[split] = num_groups
-    sizes = _sizes(view, numbers)
-    starts = np.repeat(view.offsets[numbers], sizes)
-    rows.append(np.asarray(view.rows[starts + ramp(sizes)]))
-    groups.append(num_groups + np.repeat(np.arange(len(numbers)), sizes))
-    num_groups += len(numbers)
-  rows, groups = np.concatenate(rows), np.concatenate(groups)
-  devices = layout.num_devices
-  steps = max(-(-len(rows) // (batch_size * devices)), 1)
-  shape = (devices, steps, batch_size)
-  padding = np.prod(shape) - len(rows)
-  mask = np.arange(np.prod(shape)) < len(rows)
-  pad = lambda x: np.pad(x, (0, padding)).astype(np.int32).reshape(shape)
-  fixed = layout.shard((pad(rows), pad(groups), mask.reshape(shape)))
-
-  @jax.jit
-  def run(params: PyTree, features: PyTree, fixed: PyTree) -> PyTree:
-    return jax.shard_map(
-      functools.partial(_pooled_device, predictor.metrics, num_groups),
-      mesh=layout.mesh,
-      in_specs=(P(), P(), P(CLIENTS)),
-      out_specs=P(),
-      check_vma=False,
-    )(params, features, fixed)
-
-  def score(server_state: PyTree, states: ClientStates | None) -> dict:
-    del states
-    params = layout.replicate(predictor.shared(server_state))
-    sums = jax.tree.map(np.asarray, run(params, features, fixed))
-    return {
-      split: {
-        name: (s[start : start + size], w[start : start + size])
-        for name, (s, w) in sums.items()
-      }
-      for split, numbers in clients.items()
-      for start, size in [(first[split], len(numbers))]
-    }
-
-  return score
-
-
-def _pooled_device(
-  metrics: Callable,
-  num_groups: int,
-  params: PyTree,
-  features: PyTree,
-  fixed: tuple[jax.Array, jax.Array, jax.Array],
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-  """Sums by group [G] of one device's batches."""
-  rows, groups, mask = jax.tree.map(lambda x: x[0], fixed)
-
-  def values(s: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
-    step = jnp.asarray(s, jnp.int32)
-    data = jax.tree.map(lambda x: x[rows[s]], features)
-    return metrics(params, Batch(data, mask[s], _evaluation_info(step)))
-
-  zeros = jax.tree.map(
-    lambda t: jnp.zeros(num_groups), jax.eval_shape(values, jnp.int32(0))
-  )
-
-  def body(s: jax.Array, sums: PyTree) -> PyTree:
-    result = {}
-    for name, (value, weight) in values(s).items():
-      total_sum, total_weight = sums[name]
-      weight = jnp.where(mask[s], weight, 0).astype(total_weight.dtype)
-      value = jnp.where(weight == 0, 0, value * weight).astype(total_sum.dtype)
-      result[name] = (
-        total_sum.at[groups[s]].add(value),
-        total_weight.at[groups[s]].add(weight),
-      )
-    return result
-
-  sums = lax.fori_loop(0, rows.shape[0], body, zeros)
-  return lax.psum(sums, CLIENTS)
-
-
-def _evaluation_info(step: jax.Array) -> StepInfo:
-  return StepInfo(
-    jax.random.fold_in(jax.random.key(0), step),
-    step,
-    jnp.int32(0),
-    jnp.int32(0),
-    jnp.bool(False),
-  )
-
-
 def _personal_scorer(
   predictor: Predictor,
   data: Mapping[str, ClientRows],
   clients: Mapping[str, np.ndarray],
-  features: Mapping[str, jax.Array],
+  features: Features,
   layout: Layout,
   batch_size: int,
   seed: int,
@@ -344,7 +242,7 @@ def _personal_scorer(
 
 
 def evaluation_program(
-  predictor: Predictor, features: Mapping[str, jax.Array], batch_size: int
+  predictor: Predictor, features: Features, batch_size: int
 ) -> ClientProgram:
   """A client program that scores the client's own model.
 
@@ -353,7 +251,7 @@ def evaluation_program(
 
   Args:
     predictor: one with `params` or `adapt`.
-    features: {name: [N, ...]}, for the types of a batch.
+    features: columns {name: [M, ...]}, for the types of a batch.
     batch_size: B.
   """
   adapt = predictor.adapt
@@ -375,11 +273,11 @@ def evaluation_program(
       model = adapt.program.init(shared, client, key)
     batch = Batch(
       {
-        name: jnp.zeros((batch_size, *x.shape[1:]), x.dtype)
-        for name, x in features.items()
+        name: jnp.zeros((batch_size, *t.shape), t.dtype)
+        for name, t in features.types.items()
       },
       jnp.ones(batch_size, bool),
-      _evaluation_info(jnp.int32(0)),
+      evaluation_info(jnp.int32(0)),
     )
     types = jax.eval_shape(score, model, batch)
     return model, jax.tree.map(lambda t: jnp.zeros(()), types)

@@ -40,6 +40,7 @@ def run_wave(
   reducer: Reducer,
   layout: Layout,
   writes: bool,
+  sharded: bool,
   *,
   plan: Plan,
   key: jax.Array,
@@ -55,9 +56,10 @@ def run_wave(
     reducer: how updates combine.
     layout: devices and lanes.
     writes: what `writes_rows` said.
+    sharded: how features are placed, see `features.Table`.
     plan: the wave, leaves [D, ...].
     key: scalar key of the plan.
-    features: {name: [N, ...]}, replicated.
+    features: {name: [M, ...]} replicated, or {name: [D, R, ...]} sharded.
     shared: what the server sends, replicated.
     inputs: leaves [D * Kd, ...].
     rows: leaves [D * Kd, ...].
@@ -68,9 +70,9 @@ def run_wave(
   split, whole = P(CLIENTS), P()
   acc_specs = _specs(reducer.merge)
   return jax.shard_map(
-    functools.partial(_run_device, program, reducer, writes),
+    functools.partial(_run_device, program, reducer, writes, sharded),
     mesh=layout.mesh,
-    in_specs=(split, whole, whole, whole, split, split),
+    in_specs=(split, whole, split if sharded else whole, whole, split, split),
     out_specs=((acc_specs, split, split), split),
     # With type tracking, a user's recurrent model whose carry starts from
     # constants would raise.
@@ -244,6 +246,7 @@ def _run_device(
   program: ClientProgram,
   reducer: Reducer,
   writes: bool,
+  sharded: bool,
   plan: Plan,
   key: jax.Array,
   features: PyTree,
@@ -252,7 +255,9 @@ def _run_device(
   rows: PyTree,
 ) -> tuple[PyTree, PyTree]:
   """The loop of one device; see the module's docstring."""
-  plan = jax.tree.map(lambda x: x[0], plan)  # this device's shard of axis D
+  mine = lambda tree: jax.tree.map(lambda x: x[0], tree)  # shard of axis D
+  plan = mine(plan)
+  features = mine(features) if sharded else features
   clients = _Clients(
     program, reducer, writes, plan, key, features, shared, inputs
   )

@@ -2,50 +2,119 @@
 
 from fedjax_ext.data.columns import (
   Columns,
+  StoredClients,
   fingerprint,
   load_columns,
   make_columns,
+  store_clients,
 )
-from fedjax_ext.data.datasets import (
-  PARTITIONS,
-  FederatedDataset,
-  make_dataset,
-)
+from fedjax_ext.data.convert import write_columns
+from fedjax_ext.data.datasets import FederatedDataset, make_dataset
 from fedjax_ext.data.digits import load_digits
 from fedjax_ext.data.federated_data import (
   FederatedData,
+  SegmentRows,
   from_assignment,
   from_client_column,
+  from_segments,
+)
+from fedjax_ext.data.fedjax_data import from_fedjax
+from fedjax_ext.data.lazy import (
+  LazyColumn,
+  Reader,
+  RecordType,
+  client_reader,
+  lazy_columns,
+  map_records,
 )
 from fedjax_ext.data.partition import (
+  PARTITIONERS,
+  Partitioner,
   apportion,
+  class_counts,
+  classes_partition,
+  dirichlet_client_partition,
   dirichlet_partition,
   iid_partition,
+  quantity_partition,
+  shards_partition,
 )
+from fedjax_ext.data.preprocess import PREPROCESS, Preprocess, chain
+from fedjax_ext.data.records import (
+  load_array_record,
+  load_tfds,
+  write_array_record,
+)
+from fedjax_ext.data.skew import (
+  SKEWS,
+  Skew,
+  noise_skew,
+  rotate_skew,
+  skew_groups,
+)
+from fedjax_ext.data.sources import SOURCES, Source, load_npz
 from fedjax_ext.data.splits import (
   choose_clients,
   client_mask,
   stratified_mask,
 )
+from fedjax_ext.data.sqlite import load_sqlite, read_clients, write_sqlite
 from fedjax_ext.data.synthetic import synthetic_femnist
+from fedjax_ext.data.text import text_columns
 
 __all__ = [
-  'PARTITIONS',
+  'PARTITIONERS',
+  'PREPROCESS',
+  'SKEWS',
+  'SOURCES',
   'Columns',
   'FederatedData',
   'FederatedDataset',
+  'LazyColumn',
+  'Partitioner',
+  'Preprocess',
+  'Reader',
+  'RecordType',
+  'SegmentRows',
+  'Skew',
+  'Source',
+  'StoredClients',
   'apportion',
+  'chain',
   'choose_clients',
+  'class_counts',
+  'classes_partition',
   'client_mask',
+  'client_reader',
+  'dirichlet_client_partition',
   'dirichlet_partition',
   'fingerprint',
   'from_assignment',
   'from_client_column',
+  'from_fedjax',
+  'from_segments',
   'iid_partition',
+  'lazy_columns',
+  'load_array_record',
   'load_columns',
   'load_digits',
+  'load_npz',
+  'load_sqlite',
+  'load_tfds',
   'make_columns',
   'make_dataset',
+  'map_records',
+  'noise_skew',
+  'quantity_partition',
+  'read_clients',
+  'rotate_skew',
+  'shards_partition',
+  'skew_groups',
+  'store_clients',
   'stratified_mask',
   'synthetic_femnist',
+  'text_columns',
+  'write_array_record',
+  'write_columns',
+  'write_sqlite',
 ]

@@ -1,16 +1,71 @@
 """Columns of examples before clients are assigned, and the checks on reading.
 
-Axis letters: M rows, Y classes.
+Axis letters: C clients, M rows, Y classes.
 """
 
 import dataclasses
 import hashlib
+import json
 import pathlib
+import urllib.parse
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_ext.core import validate
+from fedjax_ext.data.lazy import LazyColumn
+
+# In a folder that `convert.write_columns` made, beside a file for each feature,
+# none of which has an @ in its name.
+CONVERTED, CLIENTS = 'columns.json', 'clients.npz'
+CLIENT_COLUMN, SPLIT_COLUMN = '@client.npy', '@split.npy'
+
+
+class StoredClients(NamedTuple):
+  """Natural clients of a source that keeps each one's rows together.
+
+  Two numbers a client and split, where a column of names would cost a name for
+  each of M rows.
+
+  Attributes:
+    client_ids: [C], ascending.
+    segments: {split: (first row int64 [C], number of rows int64 [C])}, with
+      'train' and, where there are any, 'validation' and 'test'.
+  """
+
+  client_ids: np.ndarray
+  segments: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def store_clients(
+  parts: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> StoredClients:
+  """The clients of rows that lie part by part, client after client.
+
+  Args:
+    parts: {split: (names [C'], number of rows int [C'])} in the order of the
+      rows; a client may be in several splits, once in each.
+
+  Raises:
+    InvalidInput: a name occurs twice in one split.
+  """
+  client_ids = np.unique(np.concatenate([names for names, _ in parts.values()]))
+  segments, start = {}, 0
+  for split, (names, sizes) in parts.items():
+    first, count = np.zeros((2, len(client_ids)), np.int64)
+    where = np.searchsorted(client_ids, names)
+    again = np.flatnonzero(np.bincount(where, minlength=1) > 1)
+    if len(again):
+      raise validate.InvalidInput(
+        f'Expected clients of {split} to have names of their own, got '
+        f'{str(client_ids[again[0]])!r} twice.'
+      )
+    ends = start + np.cumsum(sizes, dtype=np.int64)
+    first[where], count[where] = ends - sizes, sizes
+    segments[split] = first, count
+    start += int(np.sum(sizes))
+  return StoredClients(client_ids, segments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +74,17 @@ class Columns:
 
   Attributes:
     name: of the data set.
-    features: {name: [M, ...]}, with 'label' int [M].
+    features: {name: [M, ...]}, with 'label' int [M], or tokens int [M, T]
+      for sequences; arrays, memory maps or `LazyColumn`s.
     num_classes: Y.
-    client: [M] names of natural clients, None without.
+    client: [M] names of natural clients, `StoredClients`, or None without.
     split: int [M], 0 = train, 1 = test, None without.
   """
 
   name: str
   features: Mapping[str, np.ndarray]
   num_classes: int
-  client: np.ndarray | None = None
+  client: np.ndarray | StoredClients | None = None
   split: np.ndarray | None = None
 
 
@@ -129,10 +185,13 @@ def load_columns(
 ) -> Columns:
   """Reads FILE.npz, or a folder of .npy files as memory maps.
 
+  A folder that `convert.write_columns` made (it has columns.json) keeps its
+  clients and is opened without reading its columns, which were checked then.
+
   Args:
     path: the file or folder; one array for each column, see `make_columns`.
     num_classes: Y; 0 takes the largest label + 1.
-    client_column: name of the client column.
+    client_column: name of the client column; a converted folder knows it.
 
   Raises:
     InvalidInput: the file is missing, unreadable or breaks the schema.
@@ -141,6 +200,8 @@ def load_columns(
   validate.check(
     path.exists(), f'Expected a data file or folder at {path}, found none.'
   )
+  if (path / CONVERTED).is_file():
+    return _load_converted(path, num_classes)
   try:
     if path.is_dir():
       arrays = {
@@ -163,22 +224,87 @@ def load_columns(
   )
 
 
+def column_file(name: str) -> str:
+  """File of a feature in a converted folder; a name may have slashes."""
+  return urllib.parse.quote(name, safe='') + '.npy'
+
+
+def _load_converted(path: pathlib.Path, num_classes: int) -> Columns:
+  """Opens a folder that `convert.write_columns` made, in O(C)."""
+  try:
+    made = json.loads((path / CONVERTED).read_text())
+    validate.check(
+      made['format'] == 1,
+      f'Expected format 1 in {path / CONVERTED}, got {made["format"]}.',
+    )
+    load = lambda name: np.load(path / name, mmap_mode='r', allow_pickle=False)
+    features = {n: load(column_file(n)) for n in made['features']}
+    client = split = None
+    if made['client'] == 'stored':
+      with np.load(path / CLIENTS, allow_pickle=False) as file:
+        segments = {
+          s: (file[f'{s}_first'], file[f'{s}_count']) for s in made['segments']
+        }
+        client = StoredClients(file['client_ids'], segments)
+    elif made['client'] == 'column':
+      client = load(CLIENT_COLUMN)
+    if made['split']:
+      split = load(SPLIT_COLUMN)
+    lengths = {n: len(x) for n, x in features.items()}
+    validate.check(
+      set(lengths.values()) == {made['rows']},
+      f'Expected {made["rows"]} rows in {path}, got {lengths}.',
+    )
+    known = made['num_classes']
+    validate.check(
+      num_classes == 0 or num_classes >= known,
+      f'Expected num_classes >= {known}, as {path} has, got '
+      f'num_classes={num_classes}.',
+    )
+    return Columns(made['name'], features, num_classes or known, client, split)
+  except validate.InvalidInput:
+    raise
+  except Exception as error:  # zipfile.BadZipFile, zlib.error, KeyError, ...
+    raise validate.InvalidInput(
+      f'Expected an intact folder of columns at {path}: '
+      f'{error or type(error).__name__}'
+    ) from error
+
+
 def fingerprint(columns: Columns) -> str:
   """SHA-256 (hex) over names, shapes, dtypes, all labels and sampled rows.
 
   Cheap for memory-mapped data: at most 1,024 rows of every feature are read.
+  Of lazy columns at most 64 rows are read, also of labels.
   """
   digest = hashlib.sha256()
+  lazy = any(isinstance(x, LazyColumn) for x in columns.features.values())
+  size = len(
+    columns.features.get('label', next(iter(columns.features.values())))
+  )
   rows = np.unique(
-    np.linspace(0, len(columns.features['label']) - 1, 1024).astype(np.int64)
+    np.linspace(0, size - 1, 64 if lazy else 1024).astype(np.int64)
   )
   for name in sorted(columns.features):
     x = columns.features[name]
     digest.update(f'{name} {x.dtype.str} {x.shape}'.encode())
-    sampled = x if name == 'label' else x[rows]
-    digest.update(np.ascontiguousarray(sampled).tobytes())
-  for name, extra in (('client', columns.client), ('split', columns.split)):
-    if extra is not None:
-      digest.update(f'{name} {extra.dtype.str}'.encode())
-      digest.update(np.ascontiguousarray(extra).tobytes())
+    whole = name == 'label' and not isinstance(x, LazyColumn)
+    digest.update(np.ascontiguousarray(x if whole else x[rows]).tobytes())
+  for name, extra in _client_and_split(columns).items():
+    digest.update(f'{name} {extra.dtype.str}'.encode())
+    digest.update(np.ascontiguousarray(extra).tobytes())
   return digest.hexdigest()
+
+
+def _client_and_split(columns: Columns) -> dict[str, np.ndarray]:
+  client, arrays = columns.client, {}
+  if isinstance(client, StoredClients):
+    arrays['client_ids'] = client.client_ids
+    for split in sorted(client.segments):
+      first, count = client.segments[split]
+      arrays |= {f'{split} first': first, f'{split} count': count}
+  elif client is not None:
+    arrays['client'] = client
+  if columns.split is not None:
+    arrays['split'] = columns.split
+  return arrays

@@ -5,21 +5,27 @@ Axis letters: C clients, M rows, Y classes.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_ext.core import Part, validate
-from fedjax_ext.data.columns import Columns
-from fedjax_ext.data.federated_data import FederatedData, from_assignment
-from fedjax_ext.data.partition import dirichlet_partition, iid_partition
+from fedjax_ext.core.plans import ramp
+from fedjax_ext.data.columns import Columns, StoredClients
+from fedjax_ext.data.federated_data import (
+  FederatedData,
+  from_assignment,
+  from_segments,
+)
+from fedjax_ext.data.partition import Partitioner
+from fedjax_ext.data.skew import Skew
 from fedjax_ext.data.splits import (
   check_fraction,
   choose_clients,
   client_mask,
+  sample_clients,
   stratified_mask,
 )
-
-PARTITIONS = ('client', 'iid', 'dirichlet')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +53,26 @@ class FederatedDataset:
     return self.splits['train'].features
 
 
+class _Assigned(NamedTuple):
+  """Views of the columns over the same clients; only train is always there."""
+
+  train: FederatedData
+  validation: FederatedData | None
+  test: FederatedData | None
+
+
 def make_dataset(
   columns: Columns,
   *,
-  partition: str,
+  partition: Partitioner | None = None,
   num_clients: int = 100,
-  alpha: float = 0.5,
-  min_examples: int = 1,
+  skew: Skew | None = None,
   test_fraction: float = 0.2,
   test_owner: str = 'pooled',
   validation_fraction: float = 0.0,
   unparticipating_fraction: float = 0.0,
   group_column: str = '',
+  eval_clients: int = 0,
   seed: int = 0,
 ) -> FederatedDataset:
   """Assigns clients and splits.
@@ -76,66 +90,97 @@ def make_dataset(
   Parts: 'train' and 'validation' (participating clients), 'unparticipating'
   (held-out clients, on their test rows, else validation, else train rows),
   'test' (the test rows of all other clients), and 'test_<column>_<value>' for
-  each value of the group column.
+  each value of the group column. A source may bring validation clients of its
+  own: 'validation' is then about them.
 
   Args:
     columns: the source.
-    partition: 'client' (the natural one), 'iid' or 'dirichlet' (over labels).
+    partition: (label [N], *, num_clients, seed) -> owner [N], see
+      `partition.PARTITIONERS`; None takes the source's natural clients.
     num_clients: C of a partition made here.
-    alpha: concentration of the Dirichlet partition.
-    min_examples: smallest client of the Dirichlet partition.
+    skew: (image [M, ...], owner [M], *, num_clients, seed) -> image [M, ...],
+      see `skew.SKEWS`: features that differ by client. A pooled test set is
+      left alone.
     test_fraction: used without a split column.
     test_owner: 'pooled' or 'clients', for a partition made here.
     validation_fraction: of each client's train rows.
     unparticipating_fraction: of the clients that have train rows.
     group_column: an integer column by which test rows are reported apart.
+    eval_clients: each part is reported on at most so many of its clients, a
+      random choice that is the same in every evaluation; 0 takes all.
     seed: seed of all of these choices.
 
   Raises:
     InvalidInput: a column is absent or a number cannot be met.
   """
-  validate.one_of('partition', partition, PARTITIONS)
   validate.at_least('num_clients', num_clients, 1)
   validate.one_of('test_owner', test_owner, ('pooled', 'clients'))
   check_fraction('test_fraction', test_fraction)
   check_fraction('validation_fraction', validation_fraction)
   check_fraction('unparticipating_fraction', unparticipating_fraction)
-  seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
-  if partition == 'client':
-    assigned = _natural_clients(columns, test_fraction, seeds[0])
+  validate.at_least('eval_clients', eval_clients, 0)
+  seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(6)]
+  if partition is None:
+    assigned = (
+      _stored_clients(columns, test_fraction, seeds[0])
+      if isinstance(columns.client, StoredClients)
+      else _natural_clients(columns, test_fraction, seeds[0])
+    )
   else:
-    is_test = _given_or(columns, test_fraction, seeds[0])
-    mine = np.flatnonzero(
-      ~is_test if test_owner == 'pooled' else np.ones_like(is_test)
+    assigned = _made_clients(
+      columns, partition, num_clients, test_fraction, test_owner, seeds
     )
-    label = columns.features['label'][mine]
-    made = (
-      iid_partition(len(mine), num_clients=num_clients, seed=seeds[1])
-      if partition == 'iid'
-      else dirichlet_partition(
-        label,
-        num_clients=num_clients,
-        alpha=alpha,
-        min_examples=min_examples,
-        seed=seeds[1],
-      )
-    )
-    owner = np.full(len(is_test), num_clients, np.int64)
-    owner[mine] = made
-    assigned = np.array([*map(str, range(num_clients)), 'test']), owner, is_test
-  client_ids, owner, is_test = assigned
-  everything = from_assignment(columns.features, owner, client_ids=client_ids)
-  of_test = is_test[everything.rows]
-  train, test = everything.filter(~of_test), everything.filter(of_test)
+  if skew is not None:
+    made = assigned.train.num_clients if partition is None else num_clients
+    assigned = _skewed(assigned, skew, made, seeds[4])
+  train, validation, test = assigned
   splits = {'train': train}
   if validation_fraction > 0:
+    validate.check(
+      validation is None,
+      f'Expected validation_fraction=0 for {columns.name}, which has '
+      f'validation rows, got validation_fraction={validation_fraction}.',
+    )
     chosen = client_mask(train, fraction=validation_fraction, seed=seeds[2])
     splits['train'] = train.filter(~chosen)
     splits['validation'] = train.filter(chosen)
-  participating = np.flatnonzero(train.sizes() > 0)
+  dataset = _with_parts(
+    columns,
+    splits,
+    validation,
+    test,
+    unparticipating_fraction=unparticipating_fraction,
+    group_column=group_column,
+    seed=seeds[3],
+  )
+  if not eval_clients:
+    return dataset
+  parts = {
+    name: part._replace(
+      clients=sample_clients(part.clients, eval_clients, seed=seeds[5])
+    )
+    for name, part in dataset.parts.items()
+  }
+  return dataclasses.replace(dataset, parts=parts)
+
+
+def _with_parts(
+  columns: Columns,
+  splits: dict[str, FederatedData],
+  validation: FederatedData | None,
+  test: FederatedData | None,
+  *,
+  unparticipating_fraction: float,
+  group_column: str,
+  seed: int,
+) -> FederatedDataset:
+  """Decides who participates and what is reported."""
+  participating = np.flatnonzero(
+    sum(view.sizes() for view in splits.values()) > 0
+  )
   validate.check(len(participating) > 0, 'Expected train rows, got none.')
   held_out = choose_clients(
-    participating, fraction=unparticipating_fraction, seed=seeds[3]
+    participating, fraction=unparticipating_fraction, seed=seed
   )
   participating = np.setdiff1d(participating, held_out)
   validate.check(
@@ -145,44 +190,145 @@ def make_dataset(
   )
   parts = {name: Part(participating, name) for name in splits}
   if len(held_out):
-    tests_them = test.sizes(held_out).sum() > 0
+    tests_them = test is not None and test.sizes(held_out).sum() > 0
     split = 'test' if tests_them else list(splits)[-1]
     parts['unparticipating'] = Part(held_out, split)
-  if test.num_examples:
-    for name, view in _test_splits(test, group_column).items():
-      splits[name] = view
-      tested = np.setdiff1d(np.flatnonzero(view.sizes() > 0), held_out)
-      parts[name] = Part(tested, name)
+  more = {} if validation is None else {'validation': validation}
+  if test is not None and test.num_examples:
+    more |= _test_splits(test, group_column)
+  for name, view in more.items():
+    splits[name] = view
+    tested = np.setdiff1d(np.flatnonzero(view.sizes() > 0), held_out)
+    parts[name] = Part(tested, name)
   return FederatedDataset(
     columns.name, splits, participating, parts, columns.num_classes
   )
+
+
+def _made_clients(
+  columns: Columns,
+  partition: Partitioner,
+  num_clients: int,
+  test_fraction: float,
+  test_owner: str,
+  seeds: list[int],
+) -> _Assigned:
+  """Clients that a partitioner makes."""
+  is_test = _given_or(columns, test_fraction, seeds[0])
+  pooled = test_owner == 'pooled'
+  mine = np.flatnonzero(~is_test) if pooled else np.arange(len(is_test))
+  owner = np.full(len(is_test), num_clients, np.int64)
+  owner[mine] = partition(
+    _labels(columns)[mine], num_clients=num_clients, seed=seeds[1]
+  )
+  client_ids = np.array([*map(str, range(num_clients)), 'test'])
+  return _split_by_test(columns, owner, client_ids, is_test)
+
+
+def _split_by_test(
+  columns: Columns,
+  owner: np.ndarray,
+  client_ids: np.ndarray,
+  is_test: np.ndarray,
+) -> _Assigned:
+  everything = from_assignment(columns.features, owner, client_ids=client_ids)
+  of_test = is_test[everything.rows]
+  return _Assigned(
+    everything.filter(~of_test), None, everything.filter(of_test)
+  )
+
+
+def _skewed(
+  assigned: _Assigned, skew: Skew, num_clients: int, seed: int
+) -> _Assigned:
+  """Replaces the images by ones that differ by client.
+
+  A pooled test set belongs to none of the `num_clients` and stays as it is.
+  """
+  features = assigned.train.features
+  validate.check(
+    'image' in features,
+    f'Expected a feature "image" to skew, got {sorted(features)}.',
+  )
+  owner = np.full(len(features['image']), -1, np.int64)
+  for view in assigned:
+    if view is not None:
+      owner[np.asarray(view.rows)] = view.owners()
+  owner[owner >= num_clients] = -1
+  image = skew(features['image'], owner, num_clients=num_clients, seed=seed)
+  features = dict(features, image=image)
+  return _Assigned(
+    *(v and dataclasses.replace(v, features=features) for v in assigned)
+  )
+
+
+def _labels(columns: Columns) -> np.ndarray:
+  """The labels int [M], read whole."""
+  validate.check(
+    'label' in columns.features,
+    f'Expected a column "label" in {columns.name} to partition or split by, '
+    f'got {sorted(columns.features)}.',
+  )
+  return np.asarray(columns.features['label'])
 
 
 def _given_or(columns: Columns, fraction: float, seed: int) -> np.ndarray:
   """Test rows by the split column, else a stratified choice; bool [M]."""
   if columns.split is not None:
     return np.asarray(columns.split) == 1
-  return stratified_mask(
-    columns.features['label'], fraction=fraction, seed=seed
-  )
+  if isinstance(columns.client, StoredClients):
+    segments = columns.client.segments
+    if 'test' in segments:
+      is_test = np.zeros(_num_rows(columns), bool)
+      starts, sizes = segments['test']
+      is_test[np.repeat(starts, sizes) + ramp(sizes)] = True
+      return is_test
+  return stratified_mask(_labels(columns), fraction=fraction, seed=seed)
+
+
+def _num_rows(columns: Columns) -> int:
+  return len(next(iter(columns.features.values())))
 
 
 def _natural_clients(
   columns: Columns, test_fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The client column's (client_ids [C], owner [M], is_test [M])."""
+) -> _Assigned:
+  """The clients of the client column [M]."""
   validate.check(
     columns.client is not None,
-    f'Expected a client column in {columns.name} for partition=client, got '
+    f'Expected a client column in {columns.name} for its natural clients, got '
     f'columns {sorted(columns.features)}.',
   )
   client_ids, owner = np.unique(columns.client, return_inverse=True)
   if columns.split is not None:
-    return client_ids, owner, np.asarray(columns.split) == 1
-  data = from_assignment(columns.features, owner, client_ids=client_ids)
-  is_test = np.zeros(len(owner), bool)
-  is_test[data.rows] = client_mask(data, fraction=test_fraction, seed=seed)
-  return client_ids, owner, is_test
+    is_test = np.asarray(columns.split) == 1
+  else:
+    data = from_assignment(columns.features, owner, client_ids=client_ids)
+    is_test = np.zeros(len(owner), bool)
+    is_test[data.rows] = client_mask(data, fraction=test_fraction, seed=seed)
+  return _split_by_test(columns, owner, client_ids, is_test)
+
+
+def _stored_clients(
+  columns: Columns, test_fraction: float, seed: int
+) -> _Assigned:
+  """The clients of a source that keeps them together: O(C) memory.
+
+  Only a split that the source does not have itself takes a row number for each
+  example.
+  """
+  stored: StoredClients = columns.client
+  views = {
+    split: from_segments(
+      columns.features, starts, sizes, client_ids=stored.client_ids
+    )
+    for split, (starts, sizes) in stored.segments.items()
+  }
+  train, test = views['train'], views.get('test')
+  if test is None and 'validation' not in views and test_fraction > 0:
+    chosen = client_mask(train, fraction=test_fraction, seed=seed)
+    train, test = train.filter(~chosen), train.filter(chosen)
+  return _Assigned(train, views.get('validation'), test)
 
 
 def _test_splits(
@@ -195,7 +341,7 @@ def _test_splits(
       f'Expected group_column to be a column [M] of {sorted(test.features)}, '
       f'got group_column={group_column}.',
     )
-    group = np.asarray(test.features[group_column])[test.rows]
+    group = np.asarray(test.features[group_column][np.asarray(test.rows)])
     for value in np.unique(group):
       splits[f'test_{group_column}_{value}'] = test.filter(group == value)
   return splits

@@ -9,10 +9,37 @@ Axis letters: C clients, N examples of a view, M rows of the columns.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from fedjax_ext.core import validate
+
+
+class SegmentRows:
+  """The rows of clients that own one stretch of rows each, without an [N].
+
+  Indexing it with positions gives rows, as the array [N] that it stands for.
+  """
+
+  def __init__(self, starts: np.ndarray, offsets: np.ndarray):
+    """First row int64 [C] of each client, and the view's offsets [C+1]."""
+    self.starts, self.offsets = starts, offsets
+
+  def __len__(self) -> int:
+    return int(self.offsets[-1])
+
+  def __getitem__(self, positions: Any) -> np.ndarray:
+    if isinstance(positions, slice):
+      positions = np.arange(*positions.indices(len(self)))
+    positions = np.asarray(positions)
+    if positions.dtype == bool:
+      positions = np.flatnonzero(positions)
+    owner = np.searchsorted(self.offsets, positions, side='right') - 1
+    return self.starts[owner] + positions - self.offsets[owner]
+
+  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    return self[:].astype(dtype or np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +49,14 @@ class FederatedData:
   Attributes:
     client_ids: [C], each client's name (numbers or text), unique.
     offsets: int64 [C+1]; client c owns positions offsets[c]:offsets[c+1].
-    rows: int64 [N], the row of the columns at every position.
-    features: {name: [M, ...]}, numpy arrays or memory maps.
+    rows: int64 [N], the row of the columns at every position; an array or
+      `SegmentRows`.
+    features: {name: [M, ...]}, arrays, memory maps or lazy columns.
   """
 
   client_ids: np.ndarray
   offsets: np.ndarray
-  rows: np.ndarray
+  rows: 'np.ndarray | SegmentRows'
   features: Mapping[str, np.ndarray]
 
   def __post_init__(self):
@@ -133,6 +161,26 @@ def from_assignment(
   return FederatedData(
     np.asarray(client_ids), _offsets(counts), rows[order], dict(features)
   )
+
+
+def from_segments(
+  features: Mapping[str, np.ndarray],
+  starts: np.ndarray,
+  sizes: np.ndarray,
+  *,
+  client_ids: np.ndarray,
+) -> FederatedData:
+  """Clients that own one stretch of rows each: two numbers a client.
+
+  Args:
+    features: {name: [M, ...]}.
+    starts: each client's first row, int64 [C].
+    sizes: each client's number of rows, int64 [C].
+    client_ids: [C].
+  """
+  offsets = _offsets(np.asarray(sizes, np.int64))
+  rows = SegmentRows(np.asarray(starts, np.int64), offsets)
+  return FederatedData(np.asarray(client_ids), offsets, rows, dict(features))
 
 
 def from_client_column(

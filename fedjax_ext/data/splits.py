@@ -62,6 +62,14 @@ def choose_clients(
   """Chooses round(fraction * C) of the client numbers [C]; sorted."""
   check_fraction('fraction', fraction)
   count = round(fraction * len(clients))
+  if not count:
+    return np.asarray(clients)[:0]
+  return sample_clients(clients, count, seed=seed)
+
+
+def sample_clients(clients: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+  """Chooses at most `count` of the client numbers [C]; sorted."""
+  validate.at_least('count', count, 1)
   rng = np.random.default_rng(seed)
   return np.sort(rng.permutation(np.asarray(clients))[:count])
 

@@ -1,5 +1,10 @@
-"""Losses, and tasks that pair a model with one."""
+"""Losses and tasks: what is learned."""
 
-from fedjax_ext.losses.task import Task, classification_task, masked_mean
+from fedjax_ext.losses.task import (
+  Task,
+  classification_task,
+  masked_mean,
+  next_token_task,
+)
 
-__all__ = ['Task', 'classification_task', 'masked_mean']
+__all__ = ['Task', 'classification_task', 'masked_mean', 'next_token_task']

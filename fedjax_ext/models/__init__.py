@@ -1,26 +1,53 @@
-"""Models: flax modules and their layers."""
+"""Models: flax modules, their layers, and models by name."""
 
-from fedjax_ext.models.classifiers import (
-  MLP,
-  MODELS,
-  EmnistCNN,
-  Model,
-  SoftmaxRegression,
-  from_module,
-  make_model,
+from fedjax_ext.models.classifiers import MLP, EmnistCNN, SoftmaxRegression
+from fedjax_ext.models.cnn import GroupNormCNN
+from fedjax_ext.models.layers import (
+  Conv,
+  Norm,
+  as_float_image,
+  max_pool,
+  overlapping_max_pool,
+  patches,
 )
-from fedjax_ext.models.layers import Conv, as_float_image, max_pool, patches
+from fedjax_ext.models.model import (
+  Model,
+  Variables,
+  from_module,
+  params_of,
+  stats_of,
+  with_params,
+)
+from fedjax_ext.models.recurrent import LSTM, LanguageLSTM, lstm
+from fedjax_ext.models.registry import MODELS, make_model
+from fedjax_ext.models.resnet import CifarResNet, ResNet, ResNetFeatures
+from fedjax_ext.models.transformer import TextTransformer, VisionTransformer
 
 __all__ = [
+  'LSTM',
   'MLP',
   'MODELS',
+  'CifarResNet',
   'Conv',
   'EmnistCNN',
+  'GroupNormCNN',
+  'LanguageLSTM',
   'Model',
+  'Norm',
+  'ResNet',
+  'ResNetFeatures',
   'SoftmaxRegression',
+  'TextTransformer',
+  'Variables',
+  'VisionTransformer',
   'as_float_image',
   'from_module',
+  'lstm',
   'make_model',
   'max_pool',
+  'overlapping_max_pool',
+  'params_of',
   'patches',
+  'stats_of',
+  'with_params',
 ]

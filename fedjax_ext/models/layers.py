@@ -7,7 +7,9 @@ matrix product give the same numbers and stay a (batched) matrix product.
 Axis letters: B examples, H height, W width, D features.
 """
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,31 +17,29 @@ from flax import linen as nn
 
 from fedjax_ext.core import validate
 
+Initializer = Callable[..., jax.Array]
 
-def patches(x: jax.Array, kernel_size: Sequence[int]) -> jax.Array:
+NORMS = ('group', 'batch')
+
+
+def patches(
+  x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int] = (1, 1)
+) -> jax.Array:
   """Every window of an image, flattened: the rows of a convolution.
 
   Args:
     x: [B, H, W, D].
     kernel_size: (h, w).
+    strides: (s, t), the steps between windows.
 
   Returns:
-    [B, H-h+1, W-w+1, h*w*D], the order of a kernel [h, w, D, ...].
+    [B, (H-h)//s+1, (W-w)//t+1, h*w*D], the order of a kernel [h, w, D, ...].
   """
-  height, width = kernel_size
-  rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
-  return jnp.concatenate(
-    [
-      x[:, i : i + rows, j : j + columns]
-      for i in range(height)
-      for j in range(width)
-    ],
-    axis=-1,
-  )
+  return jnp.concatenate(_shifts(x, kernel_size, strides), axis=-1)
 
 
 class Conv(nn.Module):
-  """`flax.linen.Conv` with stride 1, as patches and a matrix product.
+  """`flax.linen.Conv` as patches and a matrix product.
 
   Same parameters: `kernel` [h, w, D, features] and `bias` [features].
 
@@ -47,46 +47,102 @@ class Conv(nn.Module):
     features: output channels.
     kernel_size: (h, w).
     padding: 'VALID' or 'SAME'.
+    strides: (s, t), the steps between windows.
+    use_bias: whether to add a bias.
+    kernel_init: draws the kernel.
   """
 
   features: int
   kernel_size: Sequence[int]
   padding: str = 'VALID'
+  strides: Sequence[int] = (1, 1)
+  use_bias: bool = True
+  kernel_init: Initializer = nn.initializers.lecun_normal()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, D] to [B, H', W', features]."""
     validate.one_of('padding', self.padding, ('VALID', 'SAME'))
-    height, width = self.kernel_size
+    validate.at_least('strides', min(self.strides), 1)
     kernel = self.param(
       'kernel',
-      nn.initializers.lecun_normal(),
-      (height, width, x.shape[-1], self.features),
+      self.kernel_init,
+      (*self.kernel_size, x.shape[-1], self.features),
       jnp.float32,
     )
-    bias = self.param(
-      'bias', nn.initializers.zeros_init(), (self.features,), jnp.float32
-    )
+    bias = None
+    if self.use_bias:
+      zeros = nn.initializers.zeros_init()
+      bias = self.param('bias', zeros, (self.features,), jnp.float32)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
     if self.padding == 'SAME':
-      around = [((s - 1) // 2, s // 2) for s in (height, width)]
-      x = jnp.pad(x, ((0, 0), *around, (0, 0)))
-    windows = patches(x, self.kernel_size)
-    return windows @ kernel.reshape(-1, self.features) + bias
+      x = _pad_same(x, self.kernel_size, self.strides, 0)
+    windows = patches(x, self.kernel_size, self.strides)
+    y = windows @ kernel.reshape(-1, self.features)
+    return y if bias is None else y + bias
+
+
+class Norm(nn.Module):
+  """Group or batch normalisation, chosen by name.
+
+  'group': flax.linen.GroupNorm, each example on its own. Wu and He, "Group
+  normalization", 2018, https://arxiv.org/abs/1803.08494.
+  'batch': flax.linen.BatchNorm with momentum 0.9. Ioffe and Szegedy, "Batch
+  normalization", 2015, https://arxiv.org/abs/1502.03167. In training the
+  statistics are of the examples in the mask; if there is none they are of the
+  whole batch, so that an empty step gives no NaN.
+
+  Attributes:
+    norm: 'group' or 'batch'.
+    groups: for 'group', at most this many; layers whose channels it does not
+      divide use the greatest common divisor.
+  """
+
+  norm: str = 'group'
+  groups: int = 32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
+  ) -> jax.Array:
+    """Normalises [B, ..., D] over the examples in the mask, bool [B]."""
+    validate.one_of('norm', self.norm, NORMS)
+    if self.norm == 'group':
+      validate.at_least('groups', self.groups, 1)
+      groups = math.gcd(self.groups, x.shape[-1])
+      return nn.GroupNorm(groups, epsilon=1e-5)(x)
+    if mask is not None:
+      mask = mask | ~mask.any()
+      mask = mask.reshape(-1, *[1] * (x.ndim - 1))
+    return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5)(x, mask=mask)
 
 
 def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
   """Non-overlapping max-pool [B, H, W, D] -> [B, H//size, W//size, D].
 
-  A reshape and a maximum; rows and columns that do not fill a window are cut,
-  as `flax.linen.max_pool` with VALID padding does. Where values tie (such as
-  zeros after relu), the gradient is shared among them.
+  As `flax.linen.max_pool` with VALID padding: rows and columns that do not fill
+  a window are cut, and of equal values the first gets the gradient.
   """
   batch, height, width, depth = x.shape
   rows, columns = height // size, width // size
   x = x[:, : rows * size, : columns * size]
   x = x.reshape(batch, rows, size, columns, size, depth)
-  return x.max((2, 4))
+  x = _largest([x[:, :, :, :, j] for j in range(size)])
+  return _largest([x[:, :, i] for i in range(size)])
+
+
+def overlapping_max_pool(
+  x: jax.Array, size: int = 3, stride: int = 2
+) -> jax.Array:
+  """Max-pool of windows that overlap, as `flax.linen.max_pool` with SAME.
+
+  [B, H, W, D] -> [B, ceil(H/stride), ceil(W/stride), D]; of equal values the
+  first gets the gradient.
+  """
+  window, strides = (size, size), (stride, stride)
+  return _largest(
+    _shifts(_pad_same(x, window, strides, -jnp.inf), window, strides)
+  )
 
 
 def as_float_image(x: jax.Array) -> jax.Array:
@@ -98,3 +154,39 @@ def as_float_image(x: jax.Array) -> jax.Array:
   if jnp.issubdtype(x.dtype, jnp.integer):
     x = x.astype(jnp.result_type(float)) / 255
   return x[..., None] if x.ndim == 3 else x
+
+
+def _shifts(
+  x: jax.Array, size: Sequence[int], strides: Sequence[int]
+) -> list[jax.Array]:
+  """The (i, j)-th entry of every window, [B, H', W', D], for every i, j."""
+  ends = [x.shape[1] - size[0] + 1, x.shape[2] - size[1] + 1]
+  return [
+    x[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
+    for i in range(size[0])
+    for j in range(size[1])
+  ]
+
+
+def _largest(arrays: Sequence[jax.Array]) -> jax.Array:
+  """Elementwise maximum of arrays [...]; NaN wins, then the first.
+
+  Not `jnp.max`: its gradient divides by the number of values that equal the
+  maximum, and where XLA rounds a value otherwise in the comparison than in the
+  maximum, none does: 0 / 0. A choice cannot fail so.
+  """
+  return functools.reduce(
+    lambda a, b: jnp.where((a >= b) | jnp.isnan(a), a, b), arrays
+  )
+
+
+def _pad_same(
+  x: jax.Array, size: Sequence[int], strides: Sequence[int], value: float
+) -> jax.Array:
+  """Pads [B, H, W, D] so that ceil(H/stride) windows fit, as SAME does."""
+  around = [(0, 0)]
+  for length, window, stride in zip(x.shape[1:3], size, strides, strict=True):
+    windows = -(-length // stride)
+    total = max((windows - 1) * stride + window - length, 0)
+    around.append((total // 2, total - total // 2))
+  return jnp.pad(x, (*around, (0, 0)), constant_values=value)

@@ -93,8 +93,8 @@ def print_result(
     (len(f'{n} {p}') for n, r in result.reports.items() for p in r), default=0
   )
   print(
-    f'{metric} by predictor and part; pooled = weighted by examples, the rest '
-    'over clients'
+    f'{metric} by predictor and part; pooled = every example (of text: token) '
+    'alike, the rest over clients'
   )
   print(
     f'{"":{width}}  clients  examples  ' + '  '.join(f'{c:>6}' for c in columns)

@@ -4,8 +4,10 @@ Groups: `client_*` local work, `server_*` the server's optimizer, `data_*` the
 data, and flags of the run itself. Importing this module defines them.
 """
 
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +17,6 @@ from absl import flags
 
 from fedjax_ext import data
 from fedjax_ext.core import (
-  InvalidInput,
   Layout,
   Phase,
   Sampler,
@@ -26,10 +27,16 @@ from fedjax_ext.core import (
   weighted_sampler,
 )
 from fedjax_ext.core.sampling import check_cohort_size
-from fedjax_ext.models import MODELS, Model, make_model
+from fedjax_ext.losses import Task, classification_task, next_token_task
+from fedjax_ext.models import MODELS, Model
+from fedjax_ext.training import calls
 from fedjax_ext.training.loop import Schedule, Seeds
 
 FLAGS = flags.FLAGS
+# Arguments that other flags, or the data, give to a named function.
+GIVEN = ('data_dir', 'seed')
+GIVEN_SKEW = ('num_clients', 'seed')
+GIVEN_MODEL = ('input_shape', 'num_classes')
 OPTIMIZERS = ('sgd', 'adam', 'adamw', 'yogi', 'adagrad', 'rmsprop')
 
 # The run.
@@ -57,6 +64,11 @@ flags.DEFINE_integer('eval_every', 10, 'Rounds between evaluations.')
 flags.DEFINE_bool(
   'eval_train', False, 'Evaluate part train each time, not only at the end.'
 )
+flags.DEFINE_integer(
+  'eval_clients',
+  0,
+  'Evaluate at most so many clients of a part, always the same; 0: all.',
+)
 flags.DEFINE_integer('eval_batch_size', 128, 'Examples in an evaluation batch.')
 flags.DEFINE_integer('checkpoint_every', 10, 'Rounds between checkpoints.')
 flags.DEFINE_integer('keep_checkpoints', 2, 'Checkpoints to keep, >= 2.')
@@ -72,33 +84,41 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_bool('debug', False, 'Run client by client in plain Python.')
 
-# Data.
-flags.DEFINE_enum(
+# Data. A function that a flag names takes its arguments after a colon.
+flags.DEFINE_string(
   'data_source',
   'digits',
-  ['digits', 'synthetic_femnist', 'npz'],
-  'Where examples come from.',
+  'Where examples come from: a source or any MODULE.FUNCTION that returns '
+  f'Columns. Sources:\n{calls.describe_all(data.SOURCES, reserved=GIVEN)}',
 )
-flags.DEFINE_string('data_dir', '', 'Folder of data_file, for npz.')
+flags.DEFINE_string('data_dir', '', 'Folder that a source reads from.')
 flags.DEFINE_string(
-  'data_file', '', 'NAME of DIR/NAME.npz, or of a folder of .npy, for npz.'
+  'data_partition',
+  'dirichlet:num_clients=100,alpha=0.5',
+  'Who owns which example: client (the natural clients), or a partition made '
+  f'here:\n{calls.describe_all(data.PARTITIONERS, reserved=GIVEN)}',
 )
-flags.DEFINE_integer('data_num_classes', 0, 'Classes; 0 = largest label + 1.')
-flags.DEFINE_string('data_client_column', 'client', 'Column of client names.')
+flags.DEFINE_string(
+  'data_skew',
+  '',
+  'Images that differ by client:\n'
+  f'{calls.describe_all(data.SKEWS, reserved=GIVEN_SKEW)}',
+)
+flags.DEFINE_string(
+  'data_preprocess',
+  '',
+  'What happens to a batch of images inside the client step; several joined by '
+  f'"+":\n{calls.describe_all(data.PREPROCESS)}',
+)
+flags.DEFINE_float(
+  'data_memory_gb',
+  2.0,
+  'Columns of at most so many GiB are placed on every device, larger ones are '
+  'streamed wave by wave.',
+)
 flags.DEFINE_string(
   'data_group_column', '', 'Integer column to report test rows by.'
 )
-flags.DEFINE_enum(
-  'data_partition',
-  'dirichlet',
-  list(data.PARTITIONS),
-  'Who owns which example: the natural clients, or a partition made here.',
-)
-flags.DEFINE_integer('data_num_clients', 100, 'Clients of a made partition.')
-flags.DEFINE_float(
-  'data_alpha', 0.5, 'Concentration of the Dirichlet partition.'
-)
-flags.DEFINE_integer('data_min_examples', 1, 'Smallest client, for Dirichlet.')
 flags.DEFINE_float(
   'data_test_fraction', 0.2, 'Test part, where the data has no split column.'
 )
@@ -116,16 +136,21 @@ flags.DEFINE_float(
 flags.DEFINE_float(
   'data_unparticipating_fraction', 0.0, 'Clients held out of training.'
 )
-flags.DEFINE_float(
-  'data_mean_examples', 200.0, 'Mean examples of a synthetic client.'
-)
 
 # Model.
-flags.DEFINE_enum('model', 'mlp', list(MODELS), 'The model.')
-flags.DEFINE_list(
-  'model_hidden', ['200'], 'Widths of the hidden layers of mlp.'
+flags.DEFINE_string(
+  'model',
+  'mlp',
+  'The model: one of these, or any MODULE.FUNCTION that returns a Model:\n'
+  f'{calls.describe_all(MODELS, reserved=GIVEN_MODEL)}',
 )
-flags.DEFINE_bool('model_dropout', False, "emnist_cnn: the paper's dropout.")
+flags.DEFINE_enum(
+  'loss_per',
+  'token',
+  ['token', 'sequence'],
+  "Text: divide a batch's loss by its tokens, or each example's by its length "
+  'with padding (as FedJAX does).',
+)
 
 # Clients and server.
 for _side, _rate in (('client', 0.1), ('server', 1.0)):
@@ -248,6 +273,7 @@ def schedule_from_flags() -> Schedule:
     keep_checkpoints=FLAGS.keep_checkpoints,
     prefetch=FLAGS.prefetch,
     eval_batch_size=FLAGS.eval_batch_size,
+    data_memory_gb=FLAGS.data_memory_gb,
   )
 
 
@@ -267,40 +293,71 @@ def columns_from_flags() -> data.Columns:
   Raises:
     InvalidInput: a file is missing or breaks the schema.
   """
-  if FLAGS.data_source == 'digits':
-    return data.load_digits()
-  if FLAGS.data_source == 'synthetic_femnist':
-    return data.synthetic_femnist(
-      num_clients=FLAGS.data_num_clients,
-      mean_examples=FLAGS.data_mean_examples,
-      seed=role_seed('data'),
+  text = FLAGS.data_source
+  load = calls.resolve('data_source', text, data.SOURCES)
+  settings = calls.arguments('data_source', text, load, reserved=GIVEN)
+  if calls.takes(load, 'data_dir'):
+    validate.check(
+      FLAGS.data_dir or 'data_dir' not in calls.missing(load, {}),
+      f'Expected --data_dir=DIR for data_source={text}.',
     )
+    settings['data_dir'] = FLAGS.data_dir
+  if calls.takes(load, 'seed'):
+    settings['seed'] = role_seed('data')
+  _check_complete('data_source', text, load, settings)
+  columns = load(**settings)
   validate.check(
-    FLAGS.data_dir and FLAGS.data_file,
-    'Expected --data_dir=DIR and --data_file=NAME for data_source=npz, got '
-    f'data_dir={FLAGS.data_dir!r}, data_file={FLAGS.data_file!r}.',
+    isinstance(columns, data.Columns),
+    f'Expected data_source={text} to return Columns, got '
+    f'{type(columns).__name__}.',
   )
-  path = pathlib.Path(FLAGS.data_dir) / FLAGS.data_file.removesuffix('.npz')
-  return data.load_columns(
-    path if path.is_dir() else path.with_name(f'{path.name}.npz'),
-    num_classes=FLAGS.data_num_classes,
-    client_column=FLAGS.data_client_column,
+  return columns
+
+
+def _check_complete(
+  flag: str, text: str, function: Callable, settings: dict[str, Any]
+) -> None:
+  missing = calls.missing(function, settings)
+  validate.check(
+    not missing,
+    f'Expected {flag}={text} with {", ".join(missing)}; arguments: '
+    f'{calls.describe(function)}.',
   )
 
 
 def dataset_from_flags(columns: data.Columns) -> data.FederatedDataset:
   """Clients, splits and parts of columns [M, ...]."""
+  text = FLAGS.data_partition
+  partition, num_clients, skew = None, 1, None
+  if text != 'client':
+    function = calls.resolve(
+      'data_partition', text, {**data.PARTITIONERS, 'client': None}
+    )
+    settings = calls.arguments(
+      'data_partition', text, function, reserved=('seed',)
+    )
+    _check_complete('data_partition', text, function, {**settings, 'seed': 0})
+    num_clients = settings.pop('num_clients')
+    partition = functools.partial(function, **settings)
+  if FLAGS.data_skew:
+    function = calls.resolve('data_skew', FLAGS.data_skew, data.SKEWS)
+    skew = functools.partial(
+      function,
+      **calls.arguments(
+        'data_skew', FLAGS.data_skew, function, reserved=GIVEN_SKEW
+      ),
+    )
   return data.make_dataset(
     columns,
-    partition=FLAGS.data_partition,
-    num_clients=FLAGS.data_num_clients,
-    alpha=FLAGS.data_alpha,
-    min_examples=FLAGS.data_min_examples,
+    partition=partition,
+    num_clients=num_clients,
+    skew=skew,
     test_fraction=FLAGS.data_test_fraction,
     test_owner=FLAGS.data_test_owner,
     validation_fraction=FLAGS.data_validation_fraction,
     unparticipating_fraction=FLAGS.data_unparticipating_fraction,
     group_column=FLAGS.data_group_column,
+    eval_clients=FLAGS.eval_clients,
     seed=role_seed('data'),
   )
 
@@ -392,32 +449,68 @@ def optimizer_from_flags(
   return optimizer
 
 
-def model_from_flags(dataset: data.FederatedDataset) -> Model:
-  """The model for a dataset's images [M, ...]."""
+def preprocess_from_flags() -> data.Preprocess | None:
+  """--data_preprocess as one function of images [B, ...], or None."""
+  steps = []
+  for text in filter(None, FLAGS.data_preprocess.split('+')):
+    function = calls.resolve('data_preprocess', text, data.PREPROCESS)
+    steps.append(function(**calls.arguments('data_preprocess', text, function)))
+  return data.chain(*steps) if steps else None
+
+
+def model_from_flags(input_shape: tuple[int, ...], num_classes: int) -> Model:
+  """The model for examples of a shape.
+
+  Args:
+    input_shape: of one example, without B.
+    num_classes: Y, or the size V of the vocabulary.
+  """
+  text = FLAGS.model
+  function = calls.resolve('model', text, MODELS)
+  settings = calls.arguments('model', text, function, reserved=GIVEN_MODEL)
+  settings |= {'input_shape': input_shape, 'num_classes': num_classes}
+  _check_complete('model', text, function, settings)
+  return function(**settings)
+
+
+def task_from_flags(dataset: data.FederatedDataset) -> Task:
+  """What --model learns on a dataset (columns [M, ...]).
+
+  Next tokens where there is a column `tokens` [M, T+1]; else the column `label`
+  from `image`, or from `x`.
+  """
+  features = dataset.features
+  if 'tokens' in features:
+    shape = (features['tokens'].shape[1] - 1,)
+    return next_token_task(
+      model_from_flags(shape, dataset.num_classes),
+      vocab_size=dataset.num_classes,
+      loss_per=FLAGS.loss_per,
+    )
+  feature = 'image' if 'image' in features else 'x'
   validate.check(
-    'image' in dataset.features,
-    f'Expected a feature "image" for model={FLAGS.model}, got '
-    f'{sorted(dataset.features)}.',
+    feature in features and 'label' in features,
+    'Expected features "image" or "x" and "label", or "tokens", got '
+    f'{sorted(features)}.',
   )
-  kind = dataset.features['image'].dtype
+  column = features[feature]
   validate.check(
-    kind.kind in 'fiub', f'Expected numbers in feature "image", got {kind}.'
+    column.dtype.kind in 'fiub',
+    f'Expected numbers in feature {feature!r}, got {column.dtype}.',
   )
-  settings: dict[str, Any] = {}
-  if FLAGS.model == 'mlp':
-    try:
-      settings['hidden'] = tuple(int(width) for width in FLAGS.model_hidden)
-    except ValueError as error:
-      raise InvalidInput(
-        f'Expected integers in model_hidden, got {FLAGS.model_hidden}.'
-      ) from error
-    for width in settings['hidden']:
-      validate.at_least('model_hidden', width, 1)
-  if FLAGS.model == 'emnist_cnn' and not FLAGS.model_dropout:
-    settings['dropout'] = ()
-  return make_model(
-    FLAGS.model,
-    input_shape=dataset.features['image'].shape[1:],
-    num_classes=dataset.num_classes,
-    **settings,
+  preprocess = preprocess_from_flags()
+  shape = column.shape[1:]
+  if preprocess is not None:
+    validate.check(
+      len(shape) in (2, 3),
+      f'Expected images for data_preprocess={FLAGS.data_preprocess}, got '
+      f'examples of shape {list(shape)}.',
+    )
+    example = jax.ShapeDtypeStruct((1, *shape), column.dtype)
+    processed = jax.eval_shape(lambda x: preprocess(None, x), example)
+    shape = processed.shape[1:]
+  return classification_task(
+    model_from_flags(shape, dataset.num_classes),
+    feature=feature,
+    preprocess=preprocess,
   )

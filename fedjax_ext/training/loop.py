@@ -42,7 +42,7 @@ from fedjax_ext.core import (
 from fedjax_ext.core.plans import ClientRows
 from fedjax_ext.training.checkpoints import Checkpoints, digest
 from fedjax_ext.training.manifest import Manifest, open_workdir, write_manifest
-from fedjax_ext.training.plots import plot_curves
+from fedjax_ext.training.plots import plot_curves, plot_participants
 from fedjax_ext.training.progress import Progress
 from fedjax_ext.training.writers import MetricWriter, write_atomically
 
@@ -94,6 +94,8 @@ class Schedule:
     keep_checkpoints: how many to keep, at least 2.
     prefetch: plan the next round in a thread while the device works.
     eval_batch_size: examples in an evaluation batch.
+    data_memory_gb: columns of at most so many 2^30 bytes are placed on every
+      device, larger ones are streamed.
   """
 
   num_rounds: int
@@ -103,6 +105,7 @@ class Schedule:
   keep_checkpoints: int = 2
   prefetch: bool = True
   eval_batch_size: int = 128
+  data_memory_gb: float = 2.0
 
   def __post_init__(self):
     for name, least in (
@@ -111,6 +114,7 @@ class Schedule:
       ('checkpoint_every', 1),
       ('keep_checkpoints', 2),
       ('eval_batch_size', 1),
+      ('data_memory_gb', 0),
     ):
       validate.at_least(name, getattr(self, name), least)
 
@@ -191,7 +195,7 @@ def train(
     schedule: rounds, evaluations, checkpoints.
     layout: devices, lanes, waves.
     workdir: gets manifest.json, metrics.jsonl, metrics.csv, tensorboard/,
-      checkpoints/, curves.png, report.json and final.json.
+      checkpoints/, curves.png, partition.png, report.json and final.json.
     manifest: from `make_manifest`.
 
   Raises:
@@ -255,7 +259,9 @@ class _Run:
     self.sampler, self.seeds = sampler, seeds
     self.schedule, self.layout = schedule, layout
     self.workdir, self.manifest = workdir, manifest
-    self.features = place_features(dataset.features, layout)
+    self.features = place_features(
+      dataset.features, layout, memory_gb=schedule.data_memory_gb
+    )
     self.sizes = np.diff(next(iter(dataset.splits.values())).offsets)
     key = jax.random.key(seeds.init)
     self.server_state = layout.replicate(jax.jit(algorithm.init)(key))
@@ -354,7 +360,7 @@ class _Run:
       layout=self.layout,
     )
     for name in self.algorithm.plans:
-      cohort.plans(name)
+      cohort.prepare(name)
     return cohort
 
   def _round(self, cohort: Cohort) -> dict[str, Any]:
@@ -431,6 +437,13 @@ class _Run:
       self.workdir / 'report.json', json.dumps(per_client, allow_nan=False)
     )
     plot_curves(rows, self.workdir / 'curves.png', title=self.workdir.name)
+    plot_participants(
+      self.workdir / 'partition.png',
+      self.dataset.features.get('label'),
+      self.dataset.splits['train'],
+      self.dataset.participating,
+      title=f'{self.workdir.name}: train examples of participating clients',
+    )
     write_atomically(
       self.workdir / 'final.json', json.dumps(summary, indent=2) + '\n'
     )

@@ -3,91 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 
 from fedjax_ext import core
 from fedjax_ext.core.cohort import cohort_inputs
 from fedjax_ext.core.plans import client_batches
-from tests.problems import SIZES, make_problem, x64
+from tests.problems import SIZES, make_problem
 
 LAYOUT = dict(num_devices=2, lanes=2)
-
-
-class PlaceFeaturesTest(parameterized.TestCase):
-  def place(self, **features):
-    return core.place_features(features, core.make_layout(num_devices=4))
-
-  def test_numbers_are_copied_to_every_device(self):
-    columns = dict(
-      image=np.arange(24, dtype=np.float32).reshape(3, 4, 2),
-      half=np.arange(3, dtype=np.float16),
-      pixel=np.arange(3, dtype=np.uint8),
-      label=np.array([0, -1, 5]),
-      seen=np.array([True, False, True]),
-    )
-    placed = self.place(**columns)
-    self.assertEqual(placed.keys(), columns.keys())
-    for name, column in columns.items():
-      self.assertLen(placed[name].addressable_shards, 4)
-      for shard in placed[name].addressable_shards:
-        np.testing.assert_array_equal(shard.data, column)
-
-  def test_dtypes(self):
-    placed = self.place(
-      a=np.zeros(2, np.float64),
-      b=np.zeros(2, np.int64),
-      c=np.zeros(2, np.uint64),
-      d=np.zeros(2, np.float16),
-      e=np.zeros(2, np.uint8),
-      f=np.zeros(2, bool),
-    )
-    self.assertEqual(
-      {name: str(x.dtype) for name, x in placed.items()},
-      dict(
-        a='float32', b='int32', c='uint32', d='float16', e='uint8', f='bool'
-      ),
-    )
-
-  def test_float64_stays_with_64_bits(self):
-    with x64():
-      big = 2**40 + 1
-      placed = self.place(a=np.array([0.1]), b=np.array([big]))
-      self.assertEqual(placed['a'].dtype, jnp.float64)
-      self.assertEqual(placed['b'].tolist(), [big])
-
-  def test_text_stays_on_the_host(self):
-    placed = self.place(
-      x=np.zeros(2),
-      text=np.array(['to', 'be']),
-      raw=np.array([b'to', b'be']),
-      objects=np.array(['to', None], object),
-      when=np.array(['2020-01-01', '2020-01-02'], 'datetime64[D]'),
-    )
-    self.assertEqual(list(placed), ['x'])
-    self.assertEqual(self.place(text=np.array(['to'])), {})
-
-  @parameterized.parameters(
-    (np.int64, 2**31, 'int32'),
-    (np.int64, -(2**31) - 1, 'int32'),
-    (np.uint64, 2**32, 'uint32'),
-  )
-  def test_an_integer_that_does_not_fit(self, dtype, value, name):
-    with self.assertRaisesRegex(
-      core.InvalidInput,
-      f"^Expected feature 'id' to fit into {name}, got values from .*{value}",
-    ):
-      self.place(id=np.array([1, value], dtype))
-
-  @parameterized.parameters(
-    (np.int64, 2**31 - 1), (np.int64, -(2**31)), (np.uint64, 2**32 - 1)
-  )
-  def test_the_extreme_integers_fit(self, dtype, value):
-    placed = self.place(id=np.array([value], dtype))
-    self.assertEqual(placed['id'].tolist(), [value])
-
-  def test_empty_columns(self):
-    placed = self.place(id=np.zeros((0, 3), np.int64))
-    self.assertEqual(placed['id'].shape, (0, 3))
 
 
 class Shell:

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from fedjax_ext.core import InvalidInput
 from fedjax_ext.data import (
   fingerprint,
+  lazy,
   load_columns,
   make_columns,
   make_dataset,
 )
+from fedjax_ext.data.columns import Columns, store_clients
 
 
 def arrays(**extra):
@@ -71,7 +73,7 @@ class MakeColumnsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       InvalidInput, r"client column in here .*\['image', 'label'\]"
     ):
-      make_dataset(columns, partition='client')
+      make_dataset(columns)
 
   @parameterized.parameters(
     ({'label': np.array([0, -1, 1, -2])}, r'got -1 in row 1 \(2 such rows\)'),
@@ -142,7 +144,7 @@ class LoadColumnsTest(parameterized.TestCase):
     self.assertCountEqual(columns.features, ['label', 'image'])
     np.testing.assert_array_equal(columns.features['image'], arrays()['image'])
     np.testing.assert_array_equal(columns.split, split)
-    dataset = make_dataset(columns, partition='client')
+    dataset = make_dataset(columns)
     train, test = dataset.splits['train'], dataset.splits['test']
     self.assertEqual(train.client_ids.tolist(), ['a', 'b'])
     self.assertEqual(
@@ -201,6 +203,75 @@ class LoadColumnsTest(parameterized.TestCase):
   def test_broken_schema_names_the_file(self, kind):
     with self.assertRaisesRegex(InvalidInput, 'label of file in 0..1, got 2'):
       load_columns(self.write(kind), num_classes=2)
+
+
+class StoreClientsTest(parameterized.TestCase):
+  def test_segments(self):
+    """Rows lie split by split, in the order of the names given."""
+    clients = store_clients(
+      {
+        'train': (np.array(['b', 'a', 'd']), np.array([2, 3, 0])),
+        'test': (np.array(['c', 'b']), np.array([4, 1])),
+      }
+    )
+    self.assertEqual(clients.client_ids.tolist(), ['a', 'b', 'c', 'd'])
+    first, count = clients.segments['train']
+    self.assertEqual(count.tolist(), [3, 2, 0, 0])
+    self.assertEqual(first[:2].tolist(), [2, 0])
+    first, count = clients.segments['test']
+    self.assertEqual(count.tolist(), [0, 1, 4, 0])
+    self.assertEqual(first[1:3].tolist(), [9, 5])
+
+  def test_no_clients_in_a_split(self):
+    clients = store_clients(
+      {'train': (np.array(['a']), [2]), 'test': (np.zeros(0, '<U1'), [])}
+    )
+    self.assertEqual(clients.segments['test'][1].tolist(), [0])
+
+  def test_names_occur_once(self):
+    with self.assertRaisesRegex(InvalidInput, "of train .*got 'b' twice"):
+      store_clients({'train': (np.array(['a', 'b', 'b']), np.ones(3, int))})
+
+
+class LazyFingerprintTest(parameterized.TestCase):
+  def columns(self, label, sizes=(2, 3)):
+    """Lazy columns of two clients."""
+    label = np.asarray(label, np.int32)
+    reader = lazy.Reader(
+      lambda rows: {'label': label[rows]},
+      {'label': lazy.RecordType((), np.dtype(np.int32))},
+      len(label),
+    )
+    clients = store_clients({'train': (np.array(['a', 'b']), sizes)})
+    return Columns('here', lazy.lazy_columns(reader), 9, clients)
+
+  def test_values_and_clients_count(self):
+    """Of few rows all; and where clients begin and end."""
+    expected = fingerprint(self.columns(range(5)))
+    self.assertEqual(expected, fingerprint(self.columns(range(5))))
+    others = (
+      self.columns([0, 1, 2, 3, 5]),
+      self.columns(range(5), (3, 2)),
+      dataclasses.replace(
+        self.columns(range(5)),
+        client=store_clients({'train': (np.array(['a', 'c']), (2, 3))}),
+      ),
+    )
+    for columns in others:
+      self.assertNotEqual(expected, fingerprint(columns))
+
+  def test_few_rows_are_read(self):
+    """However many there are."""
+    read = []
+
+    def log(rows):
+      read.extend(rows)
+      return {'tokens': np.zeros((len(rows), 2), int)}
+
+    types = {'tokens': lazy.RecordType((2,), np.dtype(int))}
+    reader = lazy.Reader(log, types, 1_000_000)
+    fingerprint(Columns('text', lazy.lazy_columns(reader), 9))
+    self.assertLessEqual(len(read), 64)
 
 
 class FingerprintTest(parameterized.TestCase):

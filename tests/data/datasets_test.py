@@ -1,12 +1,22 @@
 """Data sets: clients, splits and parts fit together and never overlap."""
 
 import dataclasses
+import functools
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from fedjax_ext.core import InvalidInput
-from fedjax_ext.data import make_columns, make_dataset
+from fedjax_ext.data import (
+  PARTITIONERS,
+  Columns,
+  RecordType,
+  StoredClients,
+  client_reader,
+  lazy_columns,
+  make_columns,
+  make_dataset,
+)
 
 
 def columns(size=200, clients=20, split=None, **extra):
@@ -26,6 +36,19 @@ def columns(size=200, clients=20, split=None, **extra):
   if split is not None:
     arrays['split'] = split
   return make_columns('here', arrays)
+
+
+def make(source, *, partition, **settings):
+  """`make_dataset` with a partitioner by name, 'client' for the natural one."""
+  own = {k: settings.pop(k) for k in ('alpha', 'min_examples') if k in settings}
+  if partition == 'dirichlet':
+    own = {'alpha': 0.5} | own
+  elif partition == 'iid':
+    own = {}
+  function = None
+  if partition != 'client':
+    function = functools.partial(PARTITIONERS[partition], **own)
+  return make_dataset(source, partition=function, **settings)
 
 
 def flat(dataset):
@@ -63,7 +86,7 @@ class DatasetTest(parameterized.TestCase):
   def test_natural_clients(self):
     """Rows stay with their writers; each gives round(0.2 n) to the test."""
     source = columns()
-    dataset = make_dataset(source, partition='client')
+    dataset = make(source, partition='client')
     self.check(dataset, source)
     self.assertEqual((dataset.name, dataset.num_classes), ('here', 4))
     self.assertIs(dataset.features, dataset.splits['train'].features)
@@ -86,7 +109,7 @@ class DatasetTest(parameterized.TestCase):
     source = dataclasses.replace(
       source, split=(source.client >= 15).astype(np.int8)
     )
-    dataset = make_dataset(source, partition='client', test_fraction=0.9)
+    dataset = make(source, partition='client', test_fraction=0.9)
     self.check(dataset, source)
     np.testing.assert_array_equal(dataset.participating, np.arange(15))
     np.testing.assert_array_equal(dataset.parts['train'].clients, np.arange(15))
@@ -104,7 +127,7 @@ class DatasetTest(parameterized.TestCase):
   def test_made_partitions(self, partition, test_owner):
     """A fifth of the rows is test: one pool, or the clients' own."""
     source = columns()
-    dataset = make_dataset(
+    dataset = make(
       source,
       partition=partition,
       test_owner=test_owner,
@@ -132,7 +155,7 @@ class DatasetTest(parameterized.TestCase):
   def test_test_rows_follow_their_client(self):
     """With test_owner=clients a client's test rows have its own classes."""
     source = columns()
-    dataset = make_dataset(
+    dataset = make(
       source,
       partition='dirichlet',
       test_owner='clients',
@@ -151,7 +174,7 @@ class DatasetTest(parameterized.TestCase):
     """A given split wins over test_fraction, also for a partition made here."""
     split = np.arange(200) < 30
     source = columns(split=split.astype(int))
-    dataset = make_dataset(source, partition='iid', num_clients=4)
+    dataset = make(source, partition='iid', num_clients=4)
     self.check(dataset, source)
     np.testing.assert_array_equal(
       dataset.splits['test'].client_rows(4), np.arange(30)
@@ -160,8 +183,8 @@ class DatasetTest(parameterized.TestCase):
   def test_validation(self):
     """round(0.25 n) of each client's train rows, and never all of them."""
     source = columns()
-    before = make_dataset(source, partition='client').splits
-    dataset = make_dataset(source, partition='client', validation_fraction=0.25)
+    before = make(source, partition='client').splits
+    dataset = make(source, partition='client', validation_fraction=0.25)
     self.check(dataset, source)
     sizes = before['train'].sizes()
     expected = np.minimum(np.rint(0.25 * sizes), sizes - 1)
@@ -184,7 +207,7 @@ class DatasetTest(parameterized.TestCase):
   def test_unparticipating(self, test_fraction, validation_fraction, split):
     """A quarter of the clients is held out and reported by itself."""
     source = columns()
-    dataset = make_dataset(
+    dataset = make(
       source,
       partition='client',
       test_fraction=test_fraction,
@@ -205,7 +228,7 @@ class DatasetTest(parameterized.TestCase):
   def test_pooled_test_client_is_never_held_out(self):
     """Only clients with train rows are held out, so the pool stays."""
     for seed in range(20):
-      dataset = make_dataset(
+      dataset = make(
         columns(),
         partition='iid',
         num_clients=4,
@@ -219,7 +242,7 @@ class DatasetTest(parameterized.TestCase):
     """Each value of the column gets a split and a part of its test rows."""
     domain = np.random.default_rng(1).choice([2, 5, 7], 200)
     source = columns(domain=domain)
-    dataset = make_dataset(source, partition='client', group_column='domain')
+    dataset = make(source, partition='client', group_column='domain')
     self.check(dataset, source)
     names = ['test_domain_2', 'test_domain_5', 'test_domain_7']
     self.assertCountEqual(dataset.splits, ['train', 'test', *names])
@@ -241,15 +264,15 @@ class DatasetTest(parameterized.TestCase):
 
   def test_no_test_rows(self):
     """Without test rows there is no test split and no such part."""
-    dataset = make_dataset(columns(), partition='client', test_fraction=0.0)
+    dataset = make(columns(), partition='client', test_fraction=0.0)
     self.assertEqual(list(dataset.splits), ['train'])
     self.assertEqual(list(dataset.parts), ['train'])
 
   @parameterized.parameters('client', 'iid', 'dirichlet')
   def test_reproducible(self, partition):
     """The same seed gives the same data set, another seed another."""
-    make = lambda seed: flat(
-      make_dataset(
+    again = lambda seed: flat(
+      make(
         columns(),
         partition=partition,
         num_clients=7,
@@ -258,11 +281,10 @@ class DatasetTest(parameterized.TestCase):
         seed=seed,
       )
     )
-    self.assertEqual(make(1), make(1))
-    self.assertNotEqual(make(1), make(2))
+    self.assertEqual(again(1), again(1))
+    self.assertNotEqual(again(1), again(2))
 
   @parameterized.parameters(
-    ({'partition': 'random'}, 'client, iid, dirichlet, got partition=random'),
     ({'partition': 'iid', 'test_owner': 'x'}, 'test_owner=x'),
     ({'partition': 'iid', 'num_clients': 0}, 'num_clients=0'),
     ({'partition': 'iid', 'test_fraction': 1.0}, 'fraction=1'),
@@ -272,6 +294,7 @@ class DatasetTest(parameterized.TestCase):
       {'partition': 'dirichlet', 'num_clients': 100, 'min_examples': 2},
       '<= 160 examples, got num_clients=100, min_examples=2',
     ),
+    ({'partition': 'client', 'num_clients': 0}, 'num_clients=0'),
     ({'partition': 'client', 'validation_fraction': 1.0}, 'fraction=1'),
     ({'partition': 'client', 'validation_fraction': -0.1}, 'fraction=-0.1'),
     ({'partition': 'client', 'unparticipating_fraction': -0.1}, 'n=-0.1'),
@@ -281,21 +304,136 @@ class DatasetTest(parameterized.TestCase):
   def test_bad_input(self, settings, message):
     """What cannot be met is named."""
     with self.assertRaisesRegex(InvalidInput, message):
-      make_dataset(columns(), **settings)
+      make(columns(), **settings)
 
   @parameterized.parameters('client', 'iid', 'dirichlet')
   def test_no_train_rows(self, partition):
     """A split column that is all test leaves nothing to train on."""
     source = columns(split=np.ones(200, int))
     with self.assertRaisesRegex(InvalidInput, 'train rows'):
-      make_dataset(source, partition=partition, min_examples=0)
+      make(source, partition=partition, min_examples=0)
+
+  def test_evaluation_on_some_clients(self):
+    """A fixed choice of each part's clients; training is not changed."""
+    settings = dict(partition='client', unparticipating_fraction=0.3, seed=4)
+    whole = make(columns(), **settings)
+    few = make(columns(), eval_clients=5, **settings)
+    self.assertEqual(flat(few)[:2], flat(whole)[:2])
+    for name, part in few.parts.items():
+      self.assertLen(part.clients, 5)
+      self.assertEqual(part.split, whole.parts[name].split)
+      self.assertContainsSubset(part.clients, whole.parts[name].clients)
+      self.assertEqual(part.clients.tolist(), sorted(part.clients))
+    again = make(columns(), eval_clients=5, **settings)
+    self.assertEqual(flat(few), flat(again))
+    many = make(columns(), eval_clients=500, **settings)
+    self.assertEqual(flat(many), flat(whole))
+    with self.assertRaisesRegex(InvalidInput, 'eval_clients=-1'):
+      make(columns(), eval_clients=-1, **settings)
 
   def test_nobody_participates(self):
     """Holding out every client leaves nobody to train."""
     with self.assertRaisesRegex(InvalidInput, 'unparticipating_fraction'):
+      make(columns(clients=2), partition='client', unparticipating_fraction=0.8)
+
+
+class StoredClientsTest(parameterized.TestCase):
+  """Sources that keep each client's rows together are opened by offsets."""
+
+  def columns(self, segments=None):
+    """Three clients; rows say whose they are: client * 100 + number."""
+    sizes = {'train': [3, 0, 5], 'test': [2, 4, 0]} | (segments or {})
+    rows, stored, first = [], {}, 0
+    self.decoded = []
+    for split, counts in sizes.items():
+      starts = first + np.cumsum([0, *counts[:-1]])
+      stored[split] = (starts.astype(np.int64), np.array(counts, np.int64))
+      first += sum(counts)
+      rows += [c * 100 + i for c, n in enumerate(counts) for i in range(n)]
+    offsets = np.concatenate(
+      [[0], np.cumsum([n for counts in sizes.values() for n in counts])]
+    )
+
+    def read(client):
+      self.decoded.append(client)
+      part = slice(offsets[client], offsets[client + 1])
+      mine = np.array(rows[part], np.int32)
+      return {'x': mine.astype(np.float32)[:, None], 'label': mine % 3}
+
+    types = {
+      'x': RecordType((1,), np.dtype(np.float32)),
+      'label': RecordType((), np.dtype(np.int32)),
+    }
+    features = lazy_columns(client_reader(read, offsets, types))
+    clients = StoredClients(np.array(['a', 'b', 'c']), stored)
+    return Columns('stored', features, 3, client=clients)
+
+  def test_splits_are_views_and_nothing_is_read(self):
+    dataset = make_dataset(self.columns())
+    self.assertEmpty(self.decoded)
+    self.assertEqual(list(dataset.splits), ['train', 'test'])
+    train, test = dataset.splits['train'], dataset.splits['test']
+    self.assertEqual(train.client_ids.tolist(), ['a', 'b', 'c'])
+    self.assertEqual(train.sizes().tolist(), [3, 0, 5])
+    self.assertEqual(test.sizes().tolist(), [2, 4, 0])
+    self.assertEqual(dataset.participating.tolist(), [0, 2])
+    self.assertEqual(dataset.parts['test'].clients.tolist(), [0, 1])
+    self.assertEqual(train.client(2)['x'][:, 0].tolist(), [*range(200, 205)])
+    self.assertEqual(test.client(1)['x'][:, 0].tolist(), [*range(100, 104)])
+    self.assertCountEqual(self.decoded, [2, 4])
+
+  def test_validation_clients_of_the_source(self):
+    dataset = make_dataset(self.columns({'validation': [0, 1, 1]}))
+    self.assertEqual(dataset.parts['validation'].clients.tolist(), [1, 2])
+    self.assertEqual(dataset.splits['validation'].num_examples, 2)
+    with self.assertRaisesRegex(InvalidInput, 'validation_fraction=0.5'):
       make_dataset(
-        columns(clients=2), partition='client', unparticipating_fraction=0.8
+        self.columns({'validation': [0, 1, 1]}), validation_fraction=0.5
       )
+
+  def test_a_test_split_is_made_where_there_is_none(self):
+    source = self.columns()
+    segments = {'train': source.client.segments['train']}
+    source = dataclasses.replace(
+      source, client=source.client._replace(segments=segments)
+    )
+    dataset = make_dataset(source, test_fraction=0.4)
+    self.assertEqual(dataset.splits['test'].sizes().tolist(), [1, 0, 2])
+    whole = make_dataset(source, test_fraction=0.0)
+    self.assertEqual(list(whole.splits), ['train'])
+
+  def test_held_out_clients(self):
+    dataset = make_dataset(self.columns(), unparticipating_fraction=0.5)
+    self.assertLen(dataset.participating, 1)
+    self.assertLen(dataset.parts['unparticipating'].clients, 1)
+
+  def test_partitioned_anew(self):
+    """A made partition keeps the source's test rows apart."""
+    dataset = make(self.columns(), partition='iid', num_clients=2)
+    self.assertEqual(dataset.splits['train'].sizes().tolist(), [4, 4, 0])
+    self.assertEqual(
+      np.sort(dataset.splits['test'].rows).tolist(), [*range(8, 14)]
+    )
+
+
+class SkewTest(absltest.TestCase):
+  def test_images_are_replaced_by_client(self):
+    source = columns(image=np.zeros((200, 2, 2), np.float32))
+
+    def skew(image, owner, *, num_clients, seed):
+      del seed
+      self.assertEqual(num_clients, 20)
+      return image + owner[:, None, None]
+
+    dataset = make_dataset(source, skew=skew)
+    for name, view in dataset.splits.items():
+      got = dataset.features['image'][view.rows][:, 0, 0]
+      np.testing.assert_array_equal(got, view.owners(), name)
+    np.testing.assert_array_equal(source.features['image'], 0)
+
+  def test_no_image(self):
+    with self.assertRaisesRegex(InvalidInput, 'feature "image" to skew'):
+      make_dataset(columns(), skew=lambda image, owner, **_: image)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest
 
 from fedjax_ext.core import InvalidInput
-from fedjax_ext.data import load_digits, make_dataset
+from fedjax_ext.data import iid_partition, load_digits, make_dataset
 
 needs_sklearn = unittest.skipUnless(
   importlib.util.find_spec('sklearn'), 'needs scikit-learn'
@@ -37,7 +37,9 @@ class DigitsTest(absltest.TestCase):
   @needs_sklearn
   def test_default_split(self):
     """A fifth is test: 360 images, 1,437 to train on."""
-    dataset = make_dataset(load_digits(), partition='iid', num_clients=10)
+    dataset = make_dataset(
+      load_digits(), partition=iid_partition, num_clients=10
+    )
     self.assertEqual(dataset.splits['test'].num_examples, 360)
     self.assertEqual(dataset.splits['train'].num_examples, 1437)
 

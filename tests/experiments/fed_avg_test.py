@@ -74,6 +74,7 @@ class FinishedRunTest(TestCase):
         'manifest.json',
         'metrics.csv',
         'metrics.jsonl',
+        'partition.png',
         'report.json',
         'tensorboard',
       ],
@@ -195,9 +196,8 @@ class RefusedTest(TestCase):
 
   def file(self, name: str) -> list[str]:
     return [
-      '--data_source=npz',
+      f'--data_source=npz:file={name}',
       f'--data_dir={self.folder}',
-      f'--data_file={name}',
       '--data_partition=client',
       '--cohort_size=3',
     ]
@@ -219,7 +219,36 @@ class RefusedTest(TestCase):
       'batch': (['--client_batch_size=0'], ['client_batch_size=0']),
       'evaluation batch': (['--eval_batch_size=0'], ['eval_batch_size=0']),
       'rate': (['--client_learning_rate=nan'], ['client_learning_rate=nan']),
-      'width': (['--model=mlp', '--model_hidden=a'], ['model_hidden', 'a']),
+      'width': (['--model=mlp:hidden=a'], ['hidden', 'model', 'hidden=a']),
+      'model': (['--model=nope'], ['model', 'nope', 'resnet8']),
+      'model setting': (
+        ['--model=mlp:depth=2'],
+        ["'depth=2'", 'hidden'],
+      ),
+      'source': (['--data_source=nope'], ['data_source', 'nope', 'npz']),
+      'source module': (
+        ['--data_source=no_such_module.load'],
+        ['no_such_module.load', 'importable'],
+      ),
+      'source function': (
+        ['--data_source=fedjax_ext.data.nope'],
+        ['nope', 'fedjax_ext.data'],
+      ),
+      'partition': (['--data_partition=nope'], ['data_partition', 'shards']),
+      'partition clients': (['--data_partition=iid'], ['num_clients']),
+      'partition number': (
+        ['--data_partition=dirichlet:num_clients=10,alpha=x'],
+        ['alpha', 'float', 'alpha=x'],
+      ),
+      'skew': (['--data_skew=nope'], ['data_skew', 'rotate']),
+      'preprocess': (
+        ['--data_preprocess=random_flip+nope'],
+        ['data_preprocess', 'nope', 'random_crop'],
+      ),
+      'crop': (
+        ['--data_preprocess=random_crop:size=99'],
+        ['size <= 16', 'size=99'],
+      ),
       'keep': (['--keep_checkpoints=1'], ['keep_checkpoints >= 2']),
       'seed': (['--seed=-1'], ['seed', '-1']),
       'data seed': (['--data_seed=-1'], ['seed', '-1']),
@@ -232,9 +261,13 @@ class RefusedTest(TestCase):
       'devices': (['--num_devices=-1'], ['num_devices']),
       'no file': (self.file('missing'), [f'{self.folder}/missing.npz']),
       'no zip': (self.file('junk'), [f'{self.folder}/junk.npz']),
-      'no folder': (['--data_source=npz'], ['--data_dir', '--data_file']),
+      'no folder': (['--data_source=npz:file=a'], ['--data_dir']),
+      'no file name': (
+        ['--data_source=npz', f'--data_dir={self.folder}'],
+        ['data_source=npz with file'],
+      ),
       'label': (
-        self.write('labels') + ['--data_num_classes=2'],
+        self.write('labels') + ['--data_source=npz:file=labels,num_classes=2'],
         ['label of labels in 0..1', 'got 2'],
       ),
       'negative label': (
@@ -243,7 +276,8 @@ class RefusedTest(TestCase):
       ),
       'NaN': (self.write('nan', image=broken), ["'image'", 'NaN', 'row 7']),
       'client column': (
-        self.write('clients') + ['--data_client_column=writer'],
+        self.write('clients')
+        + ['--data_source=npz:file=clients,client_column=writer'],
         ['client', 'clients'],
       ),
       'no client column': (
@@ -323,7 +357,7 @@ class RefusedTest(TestCase):
       'client_epochs',
       'client_learning_rate',
       'cohort_size',
-      'data_num_clients',
+      'data_skew',
       'data_partition',
       'data_source',
       'num_rounds',

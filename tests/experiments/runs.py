@@ -29,7 +29,7 @@ NUM_CLIENTS = 10
 NUM_ROUNDS = 16
 TINY = (
   '--model=softmax_regression',
-  f'--data_num_clients={NUM_CLIENTS}',
+  f'--data_partition=dirichlet:num_clients={NUM_CLIENTS},alpha=0.5',
   f'--num_rounds={NUM_ROUNDS}',
   '--cohort_size=4',
   '--eval_every=4',

@@ -1,14 +1,22 @@
 """Tasks: masked rows count for nothing, in values and in gradients."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from fedjax_ext.core import Batch, StepInfo
-from fedjax_ext.losses import Task, classification_task, masked_mean
+from fedjax_ext.core import Batch, InvalidInput, StepInfo
+from fedjax_ext.data import chain
+from fedjax_ext.data.preprocess import random_crop, standardise
+from fedjax_ext.losses import (
+  Task,
+  classification_task,
+  masked_mean,
+  next_token_task,
+)
 from fedjax_ext.models import make_model
 from tests.problems import plain_loss, relative_error
 
@@ -18,7 +26,8 @@ MASK = np.array([True, True, True, False, False])
 @functools.cache
 def problem(name='mlp'):
   """A model of 8x8 images and 3 classes, its task and parameters; compiled."""
-  model = make_model(name, input_shape=(8, 8, 1), num_classes=3)
+  settings = {'dropout': True} if name == 'emnist_cnn' else {}
+  model = make_model(name, input_shape=(8, 8, 1), num_classes=3, **settings)
   task = Task(*map(jax.jit, classification_task(model)))
   return model, task, task.init(jax.random.key(0))
 
@@ -170,6 +179,116 @@ class ClassificationTaskTest(parameterized.TestCase):
       other.metrics(params, renamed),
       task.metrics(params, b),
     )
+
+
+class PreprocessedTest(absltest.TestCase):
+  def test_steps_see_other_images_at_each_key_and_metrics_the_same(self):
+    preprocess = chain(random_crop(padding=2), standardise())
+    model, _, params = problem()
+    task = classification_task(model, preprocess=preprocess)
+    keys = [jax.random.key(k) for k in (0, 1)]
+    losses = [float(task.loss(params, batch(key=k))) for k in keys]
+    self.assertNotEqual(*losses)
+    self.assertEqual(losses[0], float(task.loss(params, batch(key=keys[0]))))
+    first, second = (task.metrics(params, batch(key=k)) for k in keys)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    plain = classification_task(model)
+    ready = batch()
+    ready.data['image'] = preprocess(None, ready.data['image'])
+    jax.tree.map(
+      np.testing.assert_array_equal, first, plain.metrics(params, ready)
+    )
+
+
+V = 9  # padding, beginning, end, five words, unknown
+
+
+class TableModel:
+  """Logits of the next token by the token before: a table [V, V]."""
+
+  @staticmethod
+  def init(key):
+    return jax.random.normal(key, (V, V))
+
+  @staticmethod
+  def apply(table, tokens):
+    return table[tokens]
+
+  @staticmethod
+  def train(table, tokens, key, mask):
+    return table[tokens], ()
+
+
+def tokens_batch(rows, mask=None):
+  rows = np.array(rows, np.uint8)
+  info = StepInfo(None, *map(jnp.int32, (0, 0, 0)), jnp.bool_(False))
+  mask = np.ones(len(rows), bool) if mask is None else np.array(mask)
+  return Batch({'tokens': jnp.asarray(rows)}, jnp.asarray(mask), info)
+
+
+class NextTokenTaskTest(parameterized.TestCase):
+  # Two sentences in rows of T + 1 = 6, the second cut; the third is masked.
+  ROWS = [[1, 3, 4, 2, 0, 0], [1, 8, 5, 6, 7, 3], [4, 4, 4, 4, 4, 4]]
+  MASK = [True, True, False]
+
+  def expected(self, table):
+    """Losses of the real targets of each row, in plain Python."""
+    table = np.asarray(table, np.float64)
+    log_p = table - np.log(np.exp(table).sum(-1, keepdims=True))
+    return [
+      [-log_p[a, b] for a, b in itertools.pairwise(row) if b != 0]
+      for row, real in zip(self.ROWS, self.MASK, strict=True)
+      if real
+    ]
+
+  def test_loss_per_token_and_per_sequence(self):
+    table = TableModel.init(jax.random.key(0))
+    batch = tokens_batch(self.ROWS, self.MASK)
+    rows = self.expected(table)
+    flat = [x for row in rows for x in row]
+    for loss_per, want in (
+      ('token', np.mean(flat)),
+      ('sequence', np.mean([sum(row) / 5 for row in rows])),
+    ):
+      task = next_token_task(TableModel, vocab_size=V, loss_per=loss_per)
+      np.testing.assert_allclose(task.loss(table, batch), want, rtol=1e-6)
+    with self.assertRaisesRegex(InvalidInput, 'loss_per=word'):
+      next_token_task(TableModel, vocab_size=V, loss_per='word')
+
+  def test_metrics(self):
+    """Weights count targets: without padding, for accuracy without end."""
+    # Always predicts the padding, then word 4, then word 3.
+    table = jnp.zeros((V, V)).at[:, 0].set(3.0).at[:, 4].set(2.0)
+    table = table.at[:, 3].set(1.0)
+    task = next_token_task(TableModel, vocab_size=V)
+    metrics = task.metrics(table, tokens_batch(self.ROWS, self.MASK))
+    accuracy, weight = metrics['accuracy']
+    np.testing.assert_array_equal(weight, [2, 5, 0])
+    np.testing.assert_array_equal(accuracy[:2], [0, 0])
+    in_vocab, weight = metrics['accuracy_in_vocab']
+    np.testing.assert_array_equal(weight, [2, 5, 0])
+    np.testing.assert_allclose(in_vocab[:2], [0.5, 0])
+    loss, weight = metrics['loss']
+    np.testing.assert_array_equal(weight, [3, 5, 0])
+    want = [np.mean(row) for row in self.expected(table)]
+    np.testing.assert_allclose(loss[:2], want, rtol=1e-6)
+
+  def test_an_unknown_word_is_never_guessed_in_vocab(self):
+    table = jnp.zeros((V, V)).at[:, V - 1].set(5.0)
+    task = next_token_task(TableModel, vocab_size=V)
+    metrics = task.metrics(table, tokens_batch([[1, 8, 8, 8]]))
+    self.assertEqual(float(metrics['accuracy'][0][0]), 1.0)
+    self.assertEqual(float(metrics['accuracy_in_vocab'][0][0]), 0.0)
+
+  @parameterized.parameters('token', 'sequence')
+  def test_masked_rows_change_nothing(self, loss_per):
+    table = TableModel.init(jax.random.key(1))
+    task = next_token_task(TableModel, vocab_size=V, loss_per=loss_per)
+    gradient = jax.grad(task.loss)
+    one = gradient(table, tokens_batch(self.ROWS, self.MASK))
+    other = [*self.ROWS[:2], [0, 7, 2, 1, 3, 3]]
+    two = gradient(table, tokens_batch(other, self.MASK))
+    np.testing.assert_array_equal(one, two)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,5 @@
 """Layers: equal to flax's own in values, gradients and parameters."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,36 +7,22 @@ from absl.testing import absltest, parameterized
 from flax import linen as nn
 
 from fedjax_ext.core import InvalidInput
-from fedjax_ext.models import Conv, as_float_image, max_pool, patches
-from tests.problems import relative_error, x64
-
-# Tolerance by dtype.
-DTYPES = (('float32', 1e-5), ('float64', 1e-9))
-
-
-def wide(dtype):
-  """64-bit types for float64, the default ones else."""
-  return x64() if dtype == 'float64' else contextlib.nullcontext()
-
-
-def normal(shape, dtype='float32', seed=0):
-  return jnp.asarray(
-    np.random.default_rng(seed).standard_normal(shape), dtype=dtype
-  )
-
-
-def value_and_gradient(function, *inputs):
-  """Output and the gradients of a generic scalar of it, by every input."""
-
-  def scalar(*args):
-    out = function(*args)
-    weights = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
-    return (weights * out).sum(), out
-
-  grads, out = jax.grad(scalar, tuple(range(len(inputs))), has_aux=True)(
-    *inputs
-  )
-  return out, grads
+from fedjax_ext.models import (
+  Conv,
+  Norm,
+  as_float_image,
+  max_pool,
+  overlapping_max_pool,
+  patches,
+)
+from tests.models.checks import (
+  DTYPES,
+  normal,
+  quick_jit,
+  value_and_gradient,
+  wide,
+)
+from tests.problems import is_finite, relative_error, x64
 
 
 def weights(shape, dtype='float32', seed=2):
@@ -52,17 +36,28 @@ def weights(shape, dtype='float32', seed=2):
 
 class ConvTest(parameterized.TestCase):
   @parameterized.product(
-    dtype=DTYPES, padding=('VALID', 'SAME'), kernel_size=((3, 3), (4, 1))
+    dtype=DTYPES,
+    padding=('VALID', 'SAME'),
+    case=(
+      # kernel_size, strides, use_bias
+      ((4, 1), (1, 1), True),
+      ((3, 3), (2, 2), False),
+      ((5, 2), (2, 3), True),
+    ),
   )
-  def test_equals_flax(self, dtype, padding, kernel_size):
+  def test_equals_flax(self, dtype, padding, case):
     """Values and gradients by weights and input; odd sizes, even kernels."""
-    dtype, tolerance = dtype
+    (dtype, tolerance), (kernel_size, strides, use_bias) = dtype, case
     with wide(dtype):
-      x = normal((2, 7, 9, 3), dtype)
+      x = normal((2, 7, 10, 3), dtype)
       params = weights((*kernel_size, 3, 5), dtype)
-      ours = Conv(5, kernel_size, padding)
-      flax = nn.Conv(5, kernel_size, padding=padding)
-      got, expected = jax.jit(
+      if not use_bias:
+        del params['params']['bias']
+      ours = Conv(5, kernel_size, padding, strides, use_bias)
+      flax = nn.Conv(
+        5, kernel_size, strides, padding=padding, use_bias=use_bias
+      )
+      got, expected = quick_jit(
         lambda params, x: [
           value_and_gradient(layer.apply, params, x) for layer in (ours, flax)
         ]
@@ -71,13 +66,32 @@ class ConvTest(parameterized.TestCase):
       self.assertEqual(got[0].shape, expected[0].shape)
       self.assertLess(relative_error(got, expected), tolerance)
 
+  @parameterized.product(size=(1, 4, 5), stride=(1, 2, 3), kernel=(1, 7))
+  def test_same_has_the_shape_of_flax(self, size, stride, kernel):
+    """ceil(H/s) windows, also where the stride passes over the end."""
+    ours = Conv(2, (kernel, kernel), 'SAME', (stride, stride))
+    got = jax.eval_shape(
+      lambda: ours.init_with_output(
+        jax.random.key(0), jnp.zeros((1, size, size, 1))
+      )[0]
+    )
+    self.assertEqual(got.shape, (1, -(-size // stride), -(-size // stride), 2))
+
+  def test_initialiser(self):
+    """The kernel is drawn as asked; without a bias there is none."""
+    x, init = normal((1, 5, 5, 3)), nn.initializers.he_normal()
+    ours = Conv(4, (3, 2), use_bias=False, kernel_init=init)
+    flax = nn.Conv(4, (3, 2), use_bias=False, kernel_init=init)
+    drawn = quick_jit(lambda key: [conv.init(key, x) for conv in (ours, flax)])
+    jax.tree.map(np.testing.assert_array_equal, *drawn(jax.random.key(0)))
+
   @parameterized.parameters('float32', 'float64')
   def test_same_parameters_as_flax(self, dtype):
     """Names, shapes, types and, of one key, values."""
     with wide(dtype):
       x = normal((1, 5, 5, 3), dtype)
       ours, flax = (
-        jax.jit(layer.init)(jax.random.key(0), x)
+        quick_jit(layer.init)(jax.random.key(0), x)
         for layer in (Conv(4, (3, 2)), nn.Conv(4, (3, 2), padding='VALID'))
       )
       of = lambda tree: jax.tree.map(lambda leaf: leaf.dtype.name, tree)
@@ -92,8 +106,8 @@ class ConvTest(parameterized.TestCase):
       lambda *leaves: jnp.stack(leaves),
       *(weights((3, 3, 2, 4), seed=10 * c) for c in range(3)),
     )
-    both = jax.jit(lambda p, x: value_and_gradient(conv.apply, p, x))
-    got = jax.jit(jax.vmap(both))(params, x)
+    both = quick_jit(lambda p, x: value_and_gradient(conv.apply, p, x))
+    got = jax.vmap(both)(params, x)
     for c in range(3):
       at = lambda tree: jax.tree.map(lambda leaf: leaf[c], tree)
       self.assertLess(relative_error(at(got), both(at(params), x[c])), 1e-5)
@@ -117,9 +131,143 @@ class ConvTest(parameterized.TestCase):
           got[:, i, j], x[:, i : i + 2, j : j + 3].reshape(2, -1)
         )
 
-  def test_bad_padding(self):
-    with self.assertRaisesRegex(InvalidInput, 'VALID, SAME, got padding=same'):
-      Conv(2, (3, 3), 'same').init(jax.random.key(0), normal((1, 5, 5, 1)))
+  def test_patches_with_strides(self):
+    """Every second row and third column of the windows."""
+    x = normal((2, 7, 8, 3))
+    np.testing.assert_array_equal(
+      patches(x, (2, 3), (2, 3)), patches(x, (2, 3))[:, ::2, ::3]
+    )
+
+  @parameterized.parameters(
+    ({'padding': 'same'}, 'VALID, SAME, got padding=same'),
+    ({'strides': (1, 0)}, 'got strides=0'),
+  )
+  def test_bad_settings(self, settings, message):
+    with self.assertRaisesRegex(InvalidInput, message):
+      Conv(2, (3, 3), **settings).init(jax.random.key(0), normal((1, 5, 5, 1)))
+
+
+class NormTest(parameterized.TestCase):
+  @parameterized.parameters((8, 4, 4), (8, 32, 8), (6, 4, 2), (7, 32, 1))
+  def test_group_equals_flax(self, channels, groups, expected):
+    """Groups are at most those asked, and divide the channels."""
+    with x64():
+      x = normal((3, 4, 5, channels), 'float64')
+      params = {
+        'scale': normal((channels,), 'float64', 1),
+        'bias': normal((channels,), 'float64', 2),
+      }
+      ours = lambda params, x: Norm('group', groups).apply(
+        {'params': {'GroupNorm_0': params}}, x
+      )
+      flax = lambda params, x: nn.GroupNorm(expected, epsilon=1e-5).apply(
+        {'params': params}, x
+      )
+      got, wanted = quick_jit(
+        lambda *args: [value_and_gradient(f, *args) for f in (ours, flax)]
+      )(params, x)
+      self.assertLess(relative_error(got, wanted), 1e-9)
+
+  @parameterized.parameters(((6, 3, 2, 4),), ((6, 4),))
+  def test_batch_by_hand(self, shape):
+    """Mean and variance of the rows in the mask; momentum 0.9."""
+    with x64():
+      rng = np.random.default_rng(0)
+      x, mask = normal(shape, 'float64'), np.array([1, 0, 1, 1, 0, 1], bool)
+      params = {'scale': rng.normal(size=4), 'bias': rng.normal(size=4)}
+      stats = {'mean': rng.normal(size=4), 'var': rng.uniform(1, 2, 4)}
+      variables = {
+        'params': {'BatchNorm_0': params},
+        'batch_stats': {'BatchNorm_0': stats},
+      }
+      got, updated = Norm('batch').apply(
+        variables, x, True, jnp.asarray(mask), mutable=['batch_stats']
+      )
+      real = np.asarray(x)[mask].reshape(-1, 4)
+      mean, var = real.mean(0), real.var(0)
+      affine = lambda x, mean, var: (
+        (x - mean) / np.sqrt(var + 1e-5) * params['scale'] + params['bias']
+      )
+      np.testing.assert_allclose(got, affine(x, mean, var), rtol=1e-9)
+      updated = updated['batch_stats']['BatchNorm_0']
+      np.testing.assert_allclose(
+        updated['mean'], 0.9 * stats['mean'] + 0.1 * mean, rtol=1e-9
+      )
+      np.testing.assert_allclose(
+        updated['var'], 0.9 * stats['var'] + 0.1 * var, rtol=1e-9
+      )
+      # In evaluation the moving statistics count, and no mask.
+      np.testing.assert_allclose(
+        Norm('batch').apply(variables, x),
+        affine(x, stats['mean'], stats['var']),
+        rtol=1e-9,
+      )
+
+  @parameterized.parameters(((6, 3, 2, 4),), ((6, 4),))
+  def test_batch_equals_flax(self, shape):
+    """Values and gradients of the real rows alone, whatever the others hold."""
+    with x64():
+      x, mask = normal(shape, 'float64'), np.array([1, 0, 1, 1, 0, 1], bool)
+      x = x.at[~mask].mul(1e6)
+      params = {
+        'scale': normal((4,), 'float64', 1),
+        'bias': normal((4,), 'float64', 2),
+      }
+      stats = {'mean': jnp.zeros(4), 'var': jnp.ones(4)}
+
+      def ours(params, x):
+        variables = {
+          'params': {'BatchNorm_0': params},
+          'batch_stats': {'BatchNorm_0': stats},
+        }
+        y, _ = Norm('batch').apply(
+          variables, x, True, jnp.asarray(mask), mutable=['batch_stats']
+        )
+        return y[mask]
+
+      def flax(params, x):
+        layer = nn.BatchNorm(use_running_average=False, epsilon=1e-5)
+        variables = {'params': params, 'batch_stats': stats}
+        return layer.apply(variables, x[mask], mutable=['batch_stats'])[0]
+
+      got, wanted = quick_jit(
+        lambda *args: [value_and_gradient(f, *args) for f in (ours, flax)]
+      )(params, x)
+      self.assertLess(relative_error(got, wanted), 1e-9)
+      np.testing.assert_array_equal(got[1][1][~mask], 0)
+
+  def test_batch_without_examples(self):
+    """A mask without any example gives finite values and gradients."""
+    norm, x, none = Norm('batch'), normal((3, 2, 2, 4)), jnp.zeros(3, bool)
+    variables = norm.init(jax.random.key(0), x)
+    apply = lambda x: norm.apply(
+      variables, x, True, none, mutable=['batch_stats']
+    )
+    grad = jax.grad(lambda x: (apply(x)[0] ** 2).sum())
+    self.assertTrue(is_finite(quick_jit(lambda x: (apply(x), grad(x)))(x)))
+
+  @parameterized.parameters('group', 'batch')
+  def test_vmap_over_clients_equals_a_loop(self, name):
+    norm, x = Norm(name, 2), normal((3, 5, 4, 4, 6))
+    variables = norm.init(jax.random.key(0), x[0])
+    mask = jnp.asarray(np.random.default_rng(0).random((3, 5)) < 0.5)
+    apply = quick_jit(
+      lambda x, mask: norm.apply(
+        variables, x, True, mask, mutable=['batch_stats']
+      )
+    )
+    got = jax.vmap(apply)(x, mask)
+    for c in range(3):
+      at = jax.tree.map(lambda leaf: leaf[c], got)
+      self.assertLess(relative_error(at, apply(x[c], mask[c])), 1e-5)
+
+  @parameterized.parameters(
+    ({'norm': 'layer'}, 'group, batch, got norm=layer'),
+    ({'groups': 0}, 'got groups=0'),
+  )
+  def test_bad_settings(self, settings, message):
+    with self.assertRaisesRegex(InvalidInput, message):
+      Norm(**settings).init(jax.random.key(0), normal((1, 5, 5, 1)))
 
 
 class MaxPoolTest(parameterized.TestCase):
@@ -133,27 +281,69 @@ class MaxPoolTest(parameterized.TestCase):
       x = normal(shape, dtype)
       ours = lambda x: max_pool(x, size)
       flax = lambda x: nn.max_pool(x, (size, size), (size, size))
-      got, expected = jax.jit(
+      got, expected = quick_jit(
         lambda x: [value_and_gradient(pool, x) for pool in (ours, flax)]
       )(x)
       np.testing.assert_array_equal(got[0], expected[0])
       self.assertLess(relative_error(got, expected), tolerance)
 
-  def test_ties_share_the_gradient(self):
-    """A window of equal values spreads its gradient, which sums to 1."""
-    x = jnp.zeros((1, 2, 4, 1)).at[0, 0, 2].set(1.0).at[0, 1, 3].set(1.0)
-    got = jax.grad(lambda x: max_pool(x).sum())(x)[0, :, :, 0]
-    np.testing.assert_array_equal(
-      got, [[0.25, 0.25, 0.5, 0], [0.25, 0.25, 0, 0.5]]
-    )
+  def test_ties(self):
+    """Of equal values the first gets the gradient, as in flax."""
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (2, 6, 9, 3)))
+    x = x.astype(jnp.float32)
+    for size in (2, 3):
+      flax = lambda x: nn.max_pool(x, (size, size), (size, size))
+      ours = lambda x: max_pool(x, size)
+      got, expected = quick_jit(
+        lambda x: [value_and_gradient(pool, x) for pool in (ours, flax)]
+      )(x)
+      jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+  def test_nan(self):
+    """Not-a-number anywhere in a window is what comes out."""
+    x = jnp.zeros((1, 2, 8, 1))
+    for i in range(4):
+      x = x.at[0, i // 2, 2 * i + i % 2, 0].set(jnp.nan)
+    self.assertTrue(jnp.isnan(max_pool(x)).all())
 
   def test_vmap_over_clients_equals_a_loop(self):
     x = normal((3, 2, 5, 4, 2))
-    both = jax.jit(lambda x: value_and_gradient(max_pool, x))
-    got = jax.jit(jax.vmap(both))(x)
+    both = quick_jit(lambda x: value_and_gradient(max_pool, x))
+    got = jax.vmap(both)(x)
     for c in range(3):
       at = jax.tree.map(lambda leaf: leaf[c], got)
       jax.tree.map(np.testing.assert_array_equal, at, both(x[c]))
+
+
+class OverlappingMaxPoolTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ((2, 8, 6, 3), 3, 2), ((2, 7, 9, 3), 3, 2), ((2, 7, 8, 3), 2, 1)
+  )
+  def test_equals_flax(self, shape, size, stride):
+    """Values and gradients where nothing ties, with SAME padding."""
+    with x64():
+      x = normal(shape, 'float64') - 3  # below zero: padding must not win
+      ours = lambda x: overlapping_max_pool(x, size, stride)
+      flax = lambda x: nn.max_pool(
+        x, (size, size), (stride, stride), padding='SAME'
+      )
+      got, expected = quick_jit(
+        lambda x: [value_and_gradient(pool, x) for pool in (ours, flax)]
+      )(x)
+      np.testing.assert_array_equal(got[0], expected[0])
+      self.assertLess(relative_error(got, expected), 1e-9)
+
+  def test_ties(self):
+    """Of equal values the first gets the gradient, as in flax."""
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (2, 6, 9, 3)))
+    x = x.astype(jnp.float32)
+    flax = lambda x: nn.max_pool(x, (3, 3), (2, 2), padding='SAME')
+    got, expected = quick_jit(
+      lambda x: [
+        value_and_gradient(pool, x) for pool in (overlapping_max_pool, flax)
+      ]
+    )(x)
+    self.assertLess(relative_error(got, expected), 1e-6)
 
 
 class AsFloatImageTest(parameterized.TestCase):

@@ -29,6 +29,7 @@ class PackagingTest(absltest.TestCase):
     declared = [
       *project['dependencies'],
       *extras['experiments'],
+      *extras['tfds'],
       *extras['test'],
     ]
     listed = [x for x in self.requirements if x and not x.startswith('#')]

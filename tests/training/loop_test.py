@@ -273,6 +273,7 @@ class RecordTest(TestCase):
         'manifest.json',
         'metrics.csv',
         'metrics.jsonl',
+        'partition.png',
         'report.json',
         'tensorboard',
       ],

@@ -28,7 +28,9 @@ def dataset() -> data.FederatedDataset:
   image = rng.standard_normal((120, 4, 4, 1)).astype(np.float32)
   image[:, 0, 0, 0] += label
   columns = data.make_columns('small', {'image': image, 'label': label})
-  return data.make_dataset(columns, partition='iid', num_clients=NUM_CLIENTS)
+  return data.make_dataset(
+    columns, partition=data.iid_partition, num_clients=NUM_CLIENTS
+  )
 
 
 @functools.cache

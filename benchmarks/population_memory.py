@@ -1,0 +1,117 @@
+"""Memory of a run on SQLite files with few and with many clients.
+
+  python -m benchmarks.population_memory --clients=1000,100000
+
+Writes synthetic files in FedJAX's format, trains the same number of rounds from
+each with the federated-averaging binary, and prints the largest anonymous
+memory (RssAnon of /proc/PID/status, file-backed pages beside it) of each run,
+its seconds and the difference between the runs. Every run is evaluated on 100
+clients.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from fedjax_ext.data import write_sqlite
+
+_EXAMPLES, _PIXELS, _CLASSES = 20, (8, 8), 10
+
+
+def main() -> None:
+  """Prints one line of JSON for each file, and one that compares them."""
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.population_memory'
+  )
+  parser.add_argument('--clients', default='1000,100000')
+  parser.add_argument('--rounds', type=int, default=50)
+  parser.add_argument('--folder', default='', help='keep the files here')
+  given = parser.parse_args()
+  populations = [int(c) for c in given.clients.split(',')]
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(given.folder or temporary)
+    folder.mkdir(exist_ok=True)
+    results = [measure(folder, c, given.rounds) for c in populations]
+  for result in results:
+    print(json.dumps(result))
+  most = max(r['peak_anon_mib'] for r in results)
+  least = min(r['peak_anon_mib'] for r in results)
+  print(json.dumps({'difference_mib': round(most - least, 1)}))
+
+
+def measure(folder: pathlib.Path, clients: int, rounds: int) -> dict:
+  """Peak memory and seconds of one run."""
+  path = folder / f'clients_{clients}.sqlite'
+  if not path.exists():
+    write_sqlite(path, synthetic(clients))
+  with tempfile.TemporaryDirectory() as workdir:
+    begun = time.monotonic()
+    process = subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        'experiments.fed_avg.run',
+        f'--workdir={workdir}/run',
+        f'--data_source=sqlite:file={path.name},num_classes={_CLASSES}',
+        f'--data_dir={folder}',
+        '--data_partition=client',
+        '--data_test_fraction=0',
+        '--model=mlp:hidden=64',
+        f'--num_rounds={rounds}',
+        '--cohort_size=50',
+        '--eval_clients=100',
+        f'--eval_every={rounds}',
+        f'--checkpoint_every={rounds}',
+      ],
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
+    anon, file = [0], [0]
+    while process.poll() is None:
+      for name, kib in status(process.pid):
+        {'RssAnon': anon, 'RssFile': file}[name].append(kib)
+      time.sleep(0.02)
+    seconds = time.monotonic() - begun
+  if process.returncode:
+    sys.exit(f'The run with {clients} clients failed: {process.returncode}.')
+  return {
+    'clients': clients,
+    'file_mib': round(path.stat().st_size / 2**20, 1),
+    'peak_anon_mib': round(max(anon) / 1024, 1),
+    'peak_file_mib': round(max(file) / 1024, 1),
+    'seconds': round(seconds, 1),
+  }
+
+
+def status(pid: int) -> Iterator[tuple[str, int]]:
+  """(RssAnon or RssFile, KiB) of a process; nothing once it has ended."""
+  try:
+    lines = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
+  except OSError:
+    return
+  for line in lines:
+    name, _, value = line.partition(':')
+    if name in ('RssAnon', 'RssFile'):
+      yield name, int(value.split()[0])
+
+
+def synthetic(clients: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+  """Clients with 20 uint8 images [8, 8, 1] of 10 classes each."""
+  rng = np.random.default_rng(0)
+  prototypes = rng.integers(0, 200, (_CLASSES, *_PIXELS, 1))
+  for client in range(clients):
+    label = rng.integers(0, _CLASSES, _EXAMPLES).astype(np.int32)
+    noise = rng.integers(0, 56, (_EXAMPLES, *_PIXELS, 1))
+    image = (prototypes[label] + noise).astype(np.uint8)
+    yield f'{client:07d}', {'image': image, 'label': label}
+
+
+if __name__ == '__main__':
+  main()
