@@ -130,7 +130,7 @@ class SourcesTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     for user in range(6):
       label = rng.integers(0, 3, 30)
-      x = rng.standard_normal((30, 6)) + 2 * label[:, None]
+      x = rng.standard_normal((30, 6)) + 3 * np.eye(6)[label]
       np.savetxt(self.folder / f'u{user}.csv', np.c_[x, label], delimiter=',')
     flags = [
       flag
