@@ -18,6 +18,7 @@ from fedjax_ext.models.model import (
   stats_of,
   with_params,
 )
+from fedjax_ext.models.precision import rematerialised, with_compute_dtype
 from fedjax_ext.models.recurrent import LSTM, LanguageLSTM, lstm
 from fedjax_ext.models.registry import MODELS, make_model
 from fedjax_ext.models.resnet import CifarResNet, ResNet, ResNetFeatures
@@ -48,6 +49,8 @@ __all__ = [
   'overlapping_max_pool',
   'params_of',
   'patches',
+  'rematerialised',
   'stats_of',
+  'with_compute_dtype',
   'with_params',
 ]

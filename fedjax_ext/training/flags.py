@@ -28,7 +28,12 @@ from fedjax_ext.core import (
 )
 from fedjax_ext.core.sampling import check_cohort_size
 from fedjax_ext.losses import Task, classification_task, next_token_task
-from fedjax_ext.models import MODELS, Model
+from fedjax_ext.models import (
+  MODELS,
+  Model,
+  rematerialised,
+  with_compute_dtype,
+)
 from fedjax_ext.training import calls
 from fedjax_ext.training.loop import Schedule, Seeds
 
@@ -143,6 +148,17 @@ flags.DEFINE_string(
   'mlp',
   'The model: one of these, or any MODULE.FUNCTION that returns a Model:\n'
   f'{calls.describe_all(MODELS, reserved=GIVEN_MODEL)}',
+)
+flags.DEFINE_enum(
+  'compute_dtype',
+  'float32',
+  ['float32', 'bfloat16'],
+  'What models compute in; params and aggregation stay float32.',
+)
+flags.DEFINE_bool(
+  'rematerialise',
+  False,
+  'Recompute activations in the backward pass: less memory, more time.',
 )
 flags.DEFINE_enum(
   'loss_per',
@@ -470,7 +486,10 @@ def model_from_flags(input_shape: tuple[int, ...], num_classes: int) -> Model:
   settings = calls.arguments('model', text, function, reserved=GIVEN_MODEL)
   settings |= {'input_shape': input_shape, 'num_classes': num_classes}
   _check_complete('model', text, function, settings)
-  return function(**settings)
+  model = function(**settings)
+  if FLAGS.compute_dtype != 'float32':
+    model = with_compute_dtype(model, FLAGS.compute_dtype)
+  return rematerialised(model) if FLAGS.rematerialise else model
 
 
 def task_from_flags(dataset: data.FederatedDataset) -> Task:
