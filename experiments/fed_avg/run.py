@@ -16,7 +16,11 @@ from fedjax_ext.algorithms import (
   with_fine_tuning,
 )
 from fedjax_ext.core import FederatedAlgorithm, Layout, validate
-from fedjax_ext.data import FederatedDataset, fingerprint
+from fedjax_ext.data import (
+  FederatedDataset,
+  fingerprint,
+  fingerprint_splits,
+)
 from fedjax_ext.losses import Task
 from fedjax_ext.training import app
 from fedjax_ext.training import flags as shared
@@ -141,7 +145,7 @@ def main() -> None:
     workdir=workdir,
     manifest=make_manifest(
       flags=shared.flag_values(__name__),
-      data=fingerprint(columns),
+      data=f'{fingerprint(columns)} {fingerprint_splits(dataset)}',
       layout=layout.describe(),
     ),
   )

@@ -18,7 +18,7 @@ from fedjax_ext.algorithms.local_sgd import (
   local_sgd,
 )
 from fedjax_ext.losses import Task
-from fedjax_ext.models import params_of
+from fedjax_ext.models import params_of, stats_of, with_params
 
 PyTree = Any
 
@@ -45,7 +45,7 @@ def scaffold(
   A client takes K steps y <- y - eta_l (g(y) - c_i + c) from y = x and sets
   c_i+ = c_i - c + (x - y) / (K eta_l); without a step it keeps c_i. Server,
   over the cohort S (less dropped clients) of N: x <- x + eta_g mean(y - x) and
-  c <- c + |S| / N mean(c_i+ - c_i). Moving statistics move as x does.
+  c <- c + |S| / N mean(c_i+ - c_i). Moving statistics become the clients' mean.
 
   Args:
     task: init, loss and metrics.
@@ -101,8 +101,11 @@ def scaffold(
   def update(state: ServerState, output) -> ServerState:
     mean, _ = core.finish(reducer, output)
     share = output.acc[1] / num_clients  # |S| / N
+    # Statistics become the clients' mean, whatever the server's rate.
+    moved = add_scaled(state.params, server_learning_rate, mean['params'])
+    stats = add_scaled(stats_of(state.params), 1.0, stats_of(mean['params']))
     return ServerState(
-      add_scaled(state.params, server_learning_rate, mean['params']),
+      with_params(moved, params_of(moved), stats),
       add_scaled(state.control, share, mean['control']),
     )
 

@@ -9,7 +9,11 @@ from fedjax_ext.data.columns import (
   store_clients,
 )
 from fedjax_ext.data.convert import write_columns
-from fedjax_ext.data.datasets import FederatedDataset, make_dataset
+from fedjax_ext.data.datasets import (
+  FederatedDataset,
+  fingerprint_splits,
+  make_dataset,
+)
 from fedjax_ext.data.digits import load_digits
 from fedjax_ext.data.federated_data import (
   FederatedData,
@@ -89,6 +93,7 @@ __all__ = [
   'dirichlet_client_partition',
   'dirichlet_partition',
   'fingerprint',
+  'fingerprint_splits',
   'from_assignment',
   'from_client_column',
   'from_fedjax',

@@ -50,6 +50,9 @@ def store_clients(
   Raises:
     InvalidInput: a name occurs twice in one split.
   """
+  parts = {
+    s: (np.asarray(names, str), sizes) for s, (names, sizes) in parts.items()
+  }
   client_ids = np.unique(np.concatenate([names for names, _ in parts.values()]))
   segments, start = {}, 0
   for split, (names, sizes) in parts.items():
@@ -87,6 +90,18 @@ class Columns:
   client: np.ndarray | StoredClients | None = None
   split: np.ndarray | None = None
 
+  def __post_init__(self):
+    if isinstance(self.client, np.ndarray) and self.client.dtype.kind == 'O':
+      object.__setattr__(self, 'client', self.client.astype(str))
+    label = self.features.get('label')
+    if type(label) is np.ndarray:  # what is on disk is checked when it is read
+      validate.check(
+        label.ndim == 1 and label.dtype.kind in 'iu',
+        f'Expected labels of {self.name} to be integers [M], got '
+        f'{label.dtype}{list(label.shape)}.',
+      )
+      _check_range(f'label of {self.name}', label, self.num_classes - 1)
+
 
 def make_columns(
   name: str,
@@ -115,6 +130,9 @@ def make_columns(
     'label' in arrays,
     f'Expected an array "label" in {name}, got {sorted(arrays)}.',
   )
+  arrays = {
+    n: x if hasattr(x, 'dtype') else np.asarray(x) for n, x in arrays.items()
+  }
   label = np.asarray(arrays['label'])
   validate.check(
     label.ndim == 1 and label.dtype.kind in 'iu' and len(label) > 0,
@@ -123,7 +141,7 @@ def make_columns(
   )
   num_classes = num_classes or int(label.max()) + 1
   _check_range(f'label of {name}', label, num_classes - 1)
-  for column in ('image', 'split', client_column):
+  for column in ('image', 'x', 'split', client_column):
     validate.check(
       column not in arrays or len(np.atleast_1d(arrays[column])) == len(label),
       f'Expected {column} of {name} to have {len(label)} rows as label has, '
@@ -142,8 +160,6 @@ def make_columns(
       f'Expected {column} of {name} to be a column [M], got shape '
       f'{list(np.shape(values))}.',
     )
-  if client is not None and client.dtype.kind == 'O':
-    client = client.astype(str)
   if split is not None:
     split = np.asarray(split)
     validate.check(

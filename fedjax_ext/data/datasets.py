@@ -4,6 +4,7 @@ Axis letters: C clients, M rows, Y classes.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from fedjax_ext.core.plans import ramp
 from fedjax_ext.data.columns import Columns, StoredClients
 from fedjax_ext.data.federated_data import (
   FederatedData,
+  SegmentRows,
   from_assignment,
   from_segments,
 )
@@ -91,7 +93,7 @@ def make_dataset(
   (held-out clients, on their test rows, else validation, else train rows),
   'test' (the test rows of all other clients), and 'test_<column>_<value>' for
   each value of the group column. A source may bring validation clients of its
-  own: 'validation' is then about them.
+  own: 'validation' is then about them; a partition made here leaves them out.
 
   Args:
     columns: the source.
@@ -164,6 +166,21 @@ def make_dataset(
   return dataclasses.replace(dataset, parts=parts)
 
 
+def fingerprint_splits(dataset: FederatedDataset) -> str:
+  """SHA-256 (hex) over who owns which row in which split, and who takes part.
+
+  Rows of an array are hashed whole, of stored clients by their first rows.
+  """
+  digest = hashlib.sha256(np.asarray(dataset.participating).tobytes())
+  for name, view in dataset.splits.items():
+    rows = view.rows
+    rows = rows.starts if isinstance(rows, SegmentRows) else rows
+    digest.update(name.encode())
+    digest.update(np.asarray(view.offsets).tobytes())
+    digest.update(np.asarray(rows).tobytes())
+  return digest.hexdigest()
+
+
 def _with_parts(
   columns: Columns,
   splits: dict[str, FederatedData],
@@ -199,7 +216,8 @@ def _with_parts(
   for name, view in more.items():
     splits[name] = view
     tested = np.setdiff1d(np.flatnonzero(view.sizes() > 0), held_out)
-    parts[name] = Part(tested, name)
+    if len(tested):
+      parts[name] = Part(tested, name)
   return FederatedDataset(
     columns.name, splits, participating, parts, columns.num_classes
   )
@@ -217,10 +235,15 @@ def _made_clients(
   is_test = _given_or(columns, test_fraction, seeds[0])
   pooled = test_owner == 'pooled'
   mine = np.flatnonzero(~is_test) if pooled else np.arange(len(is_test))
+  kept_out = _stored_rows(columns, 'validation')
+  mine = mine[~kept_out[mine]]
   owner = np.full(len(is_test), num_clients, np.int64)
-  owner[mine] = partition(
-    _labels(columns)[mine], num_clients=num_clients, seed=seeds[1]
+  owner[kept_out] = -1  # the source's validation rows train nobody
+  made = np.asarray(
+    partition(_labels(columns)[mine], num_clients=num_clients, seed=seeds[1])
   )
+  _check_owners(made, len(mine), num_clients)
+  owner[mine] = made
   client_ids = np.array([*map(str, range(num_clients)), 'test'])
   return _split_by_test(columns, owner, client_ids, is_test)
 
@@ -276,18 +299,34 @@ def _given_or(columns: Columns, fraction: float, seed: int) -> np.ndarray:
   """Test rows by the split column, else a stratified choice; bool [M]."""
   if columns.split is not None:
     return np.asarray(columns.split) == 1
-  if isinstance(columns.client, StoredClients):
-    segments = columns.client.segments
-    if 'test' in segments:
-      is_test = np.zeros(_num_rows(columns), bool)
-      starts, sizes = segments['test']
-      is_test[np.repeat(starts, sizes) + ramp(sizes)] = True
-      return is_test
+  is_test = _stored_rows(columns, 'test')
+  if is_test.any():
+    return is_test
   return stratified_mask(_labels(columns), fraction=fraction, seed=seed)
 
 
-def _num_rows(columns: Columns) -> int:
-  return len(next(iter(columns.features.values())))
+def _stored_rows(columns: Columns, split: str) -> np.ndarray:
+  """Rows of a split that the source brings with its clients; bool [M]."""
+  rows = np.zeros(len(next(iter(columns.features.values()))), bool)
+  if isinstance(columns.client, StoredClients):
+    starts, sizes = columns.client.segments.get(split, np.zeros((2, 0), int))
+    rows[np.repeat(starts, sizes) + ramp(sizes)] = True
+  return rows
+
+
+def _check_owners(owner: np.ndarray, size: int, num_clients: int) -> None:
+  """Checks what a partitioner returned."""
+  validate.check(
+    owner.shape == (size,) and owner.dtype.kind in 'iu',
+    f'Expected the partition to return {size} integers, got '
+    f'{owner.dtype}{list(owner.shape)}.',
+  )
+  low, high = owner.min(initial=0), owner.max(initial=0)
+  validate.check(
+    low >= 0 and high < num_clients,
+    f'Expected the partition to return owners in 0..{num_clients - 1}, got '
+    f'{low}..{high}.',
+  )
 
 
 def _natural_clients(
@@ -325,7 +364,7 @@ def _stored_clients(
     for split, (starts, sizes) in stored.segments.items()
   }
   train, test = views['train'], views.get('test')
-  if test is None and 'validation' not in views and test_fraction > 0:
+  if test is None and test_fraction > 0:
     chosen = client_mask(train, fraction=test_fraction, seed=seed)
     train, test = train.filter(~chosen), train.filter(chosen)
   return _Assigned(train, views.get('validation'), test)

@@ -151,6 +151,8 @@ class LazyColumn:
       not isinstance(rows, tuple),
       f'Expected rows of {self._name!r}, got {rows}.',
     )
+    if isinstance(rows, int) and not -len(self) <= rows < len(self):
+      raise IndexError(f'Row {rows} of {len(self)}.')  # ends a plain iteration
     rows = np.asarray(rows)
     if rows.dtype == bool:
       validate.check(

@@ -129,7 +129,8 @@ def normalise(
     for name, values in (('mean', mean), ('std', std)):
       validate.check(
         len(values) in (1, image.shape[-1]),
-        f'Expected 1 or {image.shape[-1]} values of {name}, got {len(values)}.',
+        f'Expected {name} to have 1 value or one for each of '
+        f'{image.shape[-1]} channels, got {len(values)}.',
       )
     if jnp.issubdtype(image.dtype, jnp.integer):
       image = image.astype(jnp.result_type(float)) / 255

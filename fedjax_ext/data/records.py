@@ -18,6 +18,7 @@ import array
 import logging
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -444,11 +445,13 @@ def load_tfds(
     record = wanted(data)
     return record.get(client_feature), record[label]
 
+  what = (info.full_name, splits, files.bounds.tolist(), client_feature, label)
+  folder = pathlib.Path(info.data_dir)
+  shards = sorted(folder.glob('*.array_record*'))
+  name_of_index = f'fedjax_ext.{zlib.crc32(repr(what).encode()):08x}.index.npz'
   index = cached_index(
-    pathlib.Path(info.data_dir, 'fedjax_ext.index.npz'),
-    repr(
-      (1, info.full_name, splits, files.bounds.tolist(), client_feature, label)
-    ),
+    folder / name_of_index,
+    file_key(shards, *what),
     lambda: _index(
       {
         s: _pass(files, files.bounds[i], files.bounds[i + 1], keys)

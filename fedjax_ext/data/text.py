@@ -21,6 +21,7 @@ import numpy as np
 from fedjax_ext.core import validate
 from fedjax_ext.data.columns import Columns, store_clients
 from fedjax_ext.data.lazy import Records, RecordType, lazy_columns, map_records
+from fedjax_ext.data.published import dataset_paths
 from fedjax_ext.data.sqlite import open_sqlite, read_clients
 
 PAD, BOS, EOS = 0, 1, 2
@@ -61,7 +62,10 @@ def character_vocabulary(characters: bytes = CHARACTERS) -> Vocabulary:
 
 
 def word_vocabulary(words: Sequence[str]) -> Vocabulary:
-  """A token for each word between blanks; V = their number + 4."""
+  """A token for each word between single blanks; V = their number + 4.
+
+  As in FedJAX, two blanks have an empty, unknown word between them.
+  """
   size = len(words) + NUM_SPECIAL + 1
   validate.at_least('number of words', len(words), 1)
   validate.check(
@@ -75,7 +79,7 @@ def word_vocabulary(words: Sequence[str]) -> Vocabulary:
 
   def encode(text: bytes) -> np.ndarray:
     return np.array(
-      [number.get(word, size - 1) for word in text.split()], np.int16
+      [number.get(word, size - 1) for word in text.split(b' ')], np.int16
     )
 
   return Vocabulary(encode, size)
@@ -96,7 +100,7 @@ def windows(sequences: Sequence[np.ndarray], length: int) -> np.ndarray:
     Tokens [M, T+1], M = ceil((n_1 + n_2 + ... + 2 * sequences - 1) / T).
   """
   if not len(sequences):
-    return np.zeros((0, length + 1), np.int16)
+    return np.zeros((0, length + 1), np.uint8)
   dtype = sequences[0].dtype
   ends = np.array([[BOS], [EOS]], dtype)
   stream = np.concatenate([p for s in sequences for p in (ends[0], s, ends[1])])
@@ -160,7 +164,8 @@ def text_columns(
       for split, mine in sizes.items()
     }
   )
-  tokens = np.concatenate([r for r in rows if len(r)])
+  tokens = np.concatenate(rows)
+  validate.check(len(tokens) > 0, f'Expected texts in {name}, got none.')
   return Columns(name, {'tokens': tokens}, vocabulary.size, client=clients)
 
 
@@ -201,6 +206,8 @@ def _read_jsonl(
       for line in lines:
         number += 1
         record = json.loads(line)
+        if not isinstance(record[text], list):
+          raise TypeError(f'{text!r} is a {type(record[text]).__name__}')
         yield str(record[client]), [t.encode() for t in record[text]]
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
     raise validate.InvalidInput(
@@ -244,8 +251,8 @@ def _read_sqlite(
 ) -> Iterator[tuple[str, list[bytes]]]:
   for client, records in read_clients(path, split):
     validate.check(
-      text in records,
-      f'Expected a feature {text!r} of client {client} in {path}, got '
+      text in records and records[text].dtype.kind in 'OS',
+      f'Expected a feature {text!r} of bytes of client {client} in {path}, got '
       f'{sorted(records)}.',
     )
     yield client, list(records[text])
@@ -260,6 +267,7 @@ def shakespeare(*, data_dir: str, sequence_length: int = 80) -> Columns:
     data_dir: folder of shakespeare_train.sqlite and shakespeare_test.sqlite.
     sequence_length: T.
   """
+  dataset_paths('shakespeare', data_dir)
   return text_sqlite(
     data_dir=data_dir,
     file='shakespeare_train.sqlite',
@@ -283,7 +291,9 @@ def stackoverflow(
     vocab_size: the most frequent so many words; V is 4 more.
     sequence_length: T.
   """
+  validate.at_least('sequence_length', sequence_length, 1)
   folder = pathlib.Path(data_dir)
+  dataset_paths('stackoverflow', folder)
   vocabulary = word_vocabulary(
     read_words(folder / 'stackoverflow.word_count', vocab_size)
   )
@@ -295,14 +305,7 @@ def stackoverflow(
       ('test', 'test'),
     )
   }
-  reader, clients = open_sqlite(
-    {
-      split: path
-      for split, path in files.items()
-      if split == 'train' or path.exists()
-    },
-    text=('tokens',),
-  )
+  reader, clients = open_sqlite(files, text=('tokens',))
 
   def tokenize(records: Records) -> Records:
     rows = [

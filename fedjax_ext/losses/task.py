@@ -12,6 +12,7 @@ import optax
 
 from fedjax_ext.core import Batch, validate
 from fedjax_ext.models import Model
+from fedjax_ext.models.layers import as_float
 
 PyTree = Any
 
@@ -56,6 +57,8 @@ def classification_task(
 ) -> Task:
   """Softmax cross-entropy; metrics 'accuracy' and 'loss' per example.
 
+  The model sees floats: integers are pixels and are divided by 255.
+
   Args:
     model: logits [B, Y].
     feature: name of the input feature.
@@ -66,11 +69,10 @@ def classification_task(
 
   def inputs(batch: Batch, *, train: bool) -> jax.Array:
     x = batch.data[feature]
-    if preprocess is None:
-      return x
-    return preprocess(
-      jax.random.fold_in(batch.info.key, 1) if train else None, x
-    )
+    if preprocess is not None:
+      key = jax.random.fold_in(batch.info.key, 1) if train else None
+      x = preprocess(key, x)
+    return as_float(x)
 
   def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(
@@ -105,7 +107,7 @@ def next_token_task(
   bos: int = 1,
   eos: int = 2,
   num_oov: int = 1,
-  loss_per: str = 'token',
+  expected_length: float = 0.0,
 ) -> Task:
   """Next-token prediction: cross-entropy over the targets that are not padding.
 
@@ -113,7 +115,7 @@ def next_token_task(
   client's mean over tokens with their number as its weight: 'accuracy' without
   padding and end-of-sequence; 'accuracy_in_vocab' on the same targets when the
   model may only predict words of the vocabulary, so that an unknown word is
-  always a mistake (FedJAX's published metric); 'loss' without padding.
+  always a mistake (FedJAX's metric for Stack Overflow); 'loss' without padding.
 
   Args:
     model: int tokens [B, T] -> logits [B, T, V].
@@ -123,11 +125,12 @@ def next_token_task(
     bos: beginning of a sequence.
     eos: end of a sequence.
     num_oov: tokens for unknown words, the last ones of the vocabulary.
-    loss_per: 'token' divides a batch's loss by its number of targets;
-      'sequence' divides each example's by T and then by the examples, so that
-      short sequences count less, as FedJAX's models do.
+    expected_length: 0 divides a batch's summed loss by its number of targets.
+      A positive number divides each example's summed loss by it and takes the
+      mean over examples, so that short sequences count less, as FedJAX's models
+      do: T for Shakespeare, 13.3 for Stack Overflow.
   """
-  validate.one_of('loss_per', loss_per, ('token', 'sequence'))
+  validate.at_least('expected_length', expected_length, 0)
   special = jnp.array([pad, bos, eos, *range(vocab_size - num_oov, vocab_size)])
 
   def inputs_and_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -142,8 +145,8 @@ def next_token_task(
     inputs, targets = inputs_and_targets(batch)
     logits, stats = model.train(variables, inputs, batch.info.key, batch.mask)
     losses = cross_entropy(logits, targets)
-    if loss_per == 'sequence':
-      value = masked_mean(losses.mean(-1), batch.mask)
+    if expected_length:
+      value = masked_mean(losses.sum(-1) / expected_length, batch.mask)
     else:
       value = masked_mean(losses, (targets != pad) & batch.mask[:, None])
     return _with_stats(value, stats)

@@ -145,14 +145,16 @@ def overlapping_max_pool(
   )
 
 
-def as_float_image(x: jax.Array) -> jax.Array:
-  """Images [B, H, W] or [B, H, W, D] as floats [B, H, W, D].
-
-  Integers are pixel values: they are divided by 255, so data stay compact on
-  the device. Floats are taken as they are.
-  """
+def as_float(x: jax.Array) -> jax.Array:
+  """Integers [B, ...] are pixels: divided by 255. Floats stay as they are."""
   if jnp.issubdtype(x.dtype, jnp.integer):
-    x = x.astype(jnp.result_type(float)) / 255
+    return x.astype(jnp.result_type(float)) / 255
+  return x
+
+
+def as_float_image(x: jax.Array) -> jax.Array:
+  """Images [B, H, W] or [B, H, W, D] as floats [B, H, W, D]; see `as_float`."""
+  x = as_float(x)
   return x[..., None] if x.ndim == 3 else x
 
 

@@ -117,4 +117,5 @@ def print_result(
   )
   if result.summary['diverged']:
     said += ' diverged=true'
-  print(f'final: round={result.round} {said} workdir={workdir}', flush=True)
+  words = ['final:', f'round={result.round}', said, f'workdir={workdir}']
+  print(' '.join(filter(None, words)), flush=True)

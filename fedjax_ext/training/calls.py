@@ -6,15 +6,18 @@ data source, partitioner, model or preprocessing step needs no flag of its own
 and no edit outside of its file.
 """
 
+import hashlib
 import importlib
 import inspect
+import pathlib
 import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Union
 
 from fedjax_ext.core import InvalidInput, validate
 
+_SEQUENCES = (tuple, list, Sequence)
 _BOOLS = {'true': True, '1': True, 'false': False, '0': False}
 
 
@@ -40,7 +43,7 @@ def resolve(flag: str, text: str, registry: Mapping[str, Callable]) -> Callable:
   )
   try:
     found = getattr(importlib.import_module(module), function, None)
-  except ImportError as error:
+  except (ImportError, TypeError, ValueError) as error:
     raise InvalidInput(
       f'Expected {flag}={name} to be importable: {error}.'
     ) from error
@@ -49,6 +52,23 @@ def resolve(flag: str, text: str, registry: Mapping[str, Callable]) -> Callable:
     f'Expected a function {function} in module {module}, got {flag}={name}.',
   )
   return found
+
+
+def source_digest(
+  flag: str, text: str, registry: Mapping[str, Callable]
+) -> str:
+  """SHA-256 (hex) of the file of a function that is not in the registry, or ''.
+
+  So that a run notices when a user's function has changed.
+  """
+  if text.partition(':')[0].strip() in registry:
+    return ''
+  function = resolve(flag, text, registry)
+  try:
+    source = pathlib.Path(inspect.getsourcefile(function)).read_bytes()
+  except (OSError, TypeError):
+    return ''
+  return hashlib.sha256(source).hexdigest()
 
 
 def arguments(
@@ -80,7 +100,8 @@ def arguments(
     validate.check(
       bool(equals) and key in known and key not in result,
       f'Expected {flag}={name}:KEY=VALUE,... with each KEY once of '
-      f'{sorted(known)}, got {item!r}.',
+      f'{sorted(known)} (its keyword-only arguments; items of a tuple stand '
+      f'between slashes, 64/32), got {item!r}.',
     )
     result[key] = _parse(flag, key, value, known[key])
   return result
@@ -89,7 +110,7 @@ def arguments(
 def describe(function: Callable, *, reserved: tuple[str, ...] = ()) -> str:
   """'name=default' of each argument that may be set, for help and messages."""
   parameters = inspect.signature(function).parameters
-  return ','.join(
+  return ', '.join(
     key
     if parameters[key].default is inspect.Parameter.empty
     else f'{key}={_written(parameters[key].default)}'
@@ -107,7 +128,7 @@ def describe_all(
     for name, function in registry.items()
   }
   return '\n'.join(
-    f'  {name}:{text}' if text else f'  {name}'
+    f'  {name}: {text}' if text else f'  {name}'
     for name, text in described.items()
   )
 
@@ -128,13 +149,25 @@ def missing(function: Callable, given: Mapping[str, Any]) -> list[str]:
 
 
 def _settings(function: Callable) -> dict[str, Any]:
-  """Keyword-only arguments and their types."""
-  hints = typing.get_type_hints(function)
+  """Keyword-only arguments and their types.
+
+  Without an annotation the default's type counts.
+  """
+  try:
+    hints = typing.get_type_hints(function)
+  except Exception:  # of a callable object, or names that are not defined
+    hints = {}
   return {
-    name: hints.get(name, str)
+    name: hints.get(name, _type_of(parameter.default))
     for name, parameter in inspect.signature(function).parameters.items()
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY
   }
+
+
+def _type_of(default: Any) -> Any:
+  if default is inspect.Parameter.empty or default is None:
+    return str
+  return type(default)
 
 
 def _written(value: Any) -> str:
@@ -144,19 +177,29 @@ def _written(value: Any) -> str:
 
 
 def _parse(flag: str, key: str, text: str, hint: Any) -> Any:
-  kinds = [hint]
-  if isinstance(hint, types.UnionType):
+  kind = hint
+  if isinstance(hint, types.UnionType) or typing.get_origin(hint) is Union:
     kinds = [k for k in typing.get_args(hint) if k is not type(None)]
-  if typing.get_origin(kinds[0]) in (tuple, list):
-    item = (*typing.get_args(kinds[0]), str)[0]
-    return tuple(
-      _parse(flag, key, part, item) for part in filter(None, text.split('/'))
-    )
+    if len(kinds) < len(typing.get_args(hint)) and text.lower() == 'none':
+      return None
+    kind = kinds[0]
+  if kind in (tuple, list) or typing.get_origin(kind) in _SEQUENCES:
+    item = (*typing.get_args(kind), str)[0]
+    parts = filter(None, text.split('/'))
+    return tuple(_parse(flag, key, part, item) for part in parts)
+  if typing.get_origin(kind) is Literal:
+    validate.one_of(f'{key} of {flag}', text, typing.get_args(kind))
+    return text
+  validate.check(
+    kind in (int, float, bool, str),
+    f'Expected {key} of {flag} to be annotated as int, float, bool, str, a '
+    f'tuple or Literal of these, got {kind}.',
+  )
   try:
-    if kinds[0] is bool:
+    if kind is bool:
       return _BOOLS[text.lower()]
-    return kinds[0](text) if kinds[0] in (int, float) else text
+    return kind(text)
   except (KeyError, ValueError) as error:
     raise InvalidInput(
-      f'Expected {key} of {flag} to be {kinds[0].__name__}, got {key}={text}.'
+      f'Expected {key} of {flag} to be {kind.__name__}, got {key}={text}.'
     ) from error

@@ -5,18 +5,21 @@ data, and flags of the run itself. Importing this module defines them.
 """
 
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
 
 from fedjax_ext import data
 from fedjax_ext.core import (
+  InvalidInput,
   Layout,
   Phase,
   Sampler,
@@ -38,9 +41,11 @@ from fedjax_ext.training import calls
 from fedjax_ext.training.loop import Schedule, Seeds
 
 FLAGS = flags.FLAGS
+_LOG = logging.getLogger(__name__)
 # Arguments that other flags, or the data, give to a named function.
 GIVEN = ('data_dir', 'seed')
 GIVEN_SKEW = ('num_clients', 'seed')
+DEFAULT_PARTITION = 'dirichlet:num_clients=100,alpha=0.5'
 GIVEN_MODEL = ('input_shape', 'num_classes')
 OPTIMIZERS = ('sgd', 'adam', 'adamw', 'yogi', 'adagrad', 'rmsprop')
 
@@ -99,21 +104,24 @@ flags.DEFINE_string(
 flags.DEFINE_string('data_dir', '', 'Folder that a source reads from.')
 flags.DEFINE_string(
   'data_partition',
-  'dirichlet:num_clients=100,alpha=0.5',
-  'Who owns which example: client (the natural clients), or a partition made '
-  f'here:\n{calls.describe_all(data.PARTITIONERS, reserved=GIVEN)}',
+  '',
+  'Who owns which example: client (the natural clients), a partition made '
+  'here, or MODULE.FUNCTION. Default: the natural clients where there are any, '
+  f'else {DEFAULT_PARTITION}. Partitions:\n'
+  f'{calls.describe_all(data.PARTITIONERS, reserved=GIVEN)}',
 )
 flags.DEFINE_string(
   'data_skew',
   '',
-  'Images that differ by client:\n'
+  'Images that differ by client, one of these or MODULE.FUNCTION:\n'
   f'{calls.describe_all(data.SKEWS, reserved=GIVEN_SKEW)}',
 )
 flags.DEFINE_string(
   'data_preprocess',
   '',
-  'What happens to a batch of images inside the client step; several joined by '
-  f'"+":\n{calls.describe_all(data.PREPROCESS)}',
+  'What happens to a batch of images inside the client step; these or '
+  'MODULE.FUNCTION, several joined by "+":\n'
+  f'{calls.describe_all(data.PREPROCESS)}',
 )
 flags.DEFINE_float(
   'data_memory_gb',
@@ -160,12 +168,11 @@ flags.DEFINE_bool(
   False,
   'Recompute activations in the backward pass: less memory, more time.',
 )
-flags.DEFINE_enum(
-  'loss_per',
-  'token',
-  ['token', 'sequence'],
-  "Text: divide a batch's loss by its tokens, or each example's by its length "
-  'with padding (as FedJAX does).',
+flags.DEFINE_float(
+  'expected_length',
+  0.0,
+  "Text: divide each example's loss by this constant (as FedJAX does: T for "
+  "Shakespeare, 13.3 for Stack Overflow); 0: a batch's by its tokens.",
 )
 
 # Clients and server.
@@ -208,11 +215,21 @@ flags.DEFINE_enum(
   'Weights of clients in the mean.',
 )
 
+# Flags that name functions, and the functions known by name.
+NAMED = {
+  'data_source': data.SOURCES,
+  'data_partition': data.PARTITIONERS,
+  'data_skew': data.SKEWS,
+  'data_preprocess': data.PREPROCESS,
+  'model': MODELS,
+}
+
 # Flags that say where things are or how it runs, not what it computes. Devices,
 # lanes and waves are bound as the layout that they lead to.
 UNBOUND = (
   'workdir',
   'data_dir',
+  'data_memory_gb',
   'prefetch',
   'debug',
   'num_devices',
@@ -249,11 +266,20 @@ def flag_values(module: str) -> dict[str, Any]:
   Args:
     module: `__name__` of the binary, which has adopted this module's flags.
   """
-  return {
+  values = {
     flag.name: flag.value
     for flag in FLAGS.get_key_flags_for_module(module)
     if flag.name not in UNBOUND
   }
+  for name, registry in NAMED.items():
+    digests = [
+      calls.source_digest(name, text, registry)
+      for text in filter(None, values[name].split('+'))
+      if text != 'client'
+    ]
+    if any(digests):
+      values[f'{name} source'] = digests
+  return values
 
 
 def workdir_from_flags() -> pathlib.Path:
@@ -313,57 +339,72 @@ def columns_from_flags() -> data.Columns:
   load = calls.resolve('data_source', text, data.SOURCES)
   settings = calls.arguments('data_source', text, load, reserved=GIVEN)
   if calls.takes(load, 'data_dir'):
+    must = 'data_dir' in calls.missing(load, {})
     validate.check(
-      FLAGS.data_dir or 'data_dir' not in calls.missing(load, {}),
+      FLAGS.data_dir or not must,
       f'Expected --data_dir=DIR for data_source={text}.',
+    )
+    validate.check(
+      not must or pathlib.Path(FLAGS.data_dir).is_dir(),
+      f'Expected a folder at --data_dir={FLAGS.data_dir}, found none.',
     )
     settings['data_dir'] = FLAGS.data_dir
   if calls.takes(load, 'seed'):
     settings['seed'] = role_seed('data')
-  _check_complete('data_source', text, load, settings)
+  _check_complete('data_source', text, load, settings, GIVEN)
   columns = load(**settings)
-  validate.check(
-    isinstance(columns, data.Columns),
-    f'Expected data_source={text} to return Columns, got '
-    f'{type(columns).__name__}.',
-  )
+  _check_type('data_source', text, columns, data.Columns)
   return columns
 
 
 def _check_complete(
-  flag: str, text: str, function: Callable, settings: dict[str, Any]
+  flag: str,
+  text: str,
+  function: Callable,
+  settings: dict[str, Any],
+  given: tuple[str, ...],
 ) -> None:
-  missing = calls.missing(function, settings)
+  missing = set(calls.missing(function, settings)) - set(given)
   validate.check(
     not missing,
-    f'Expected {flag}={text} with {", ".join(missing)}; arguments: '
-    f'{calls.describe(function)}.',
+    f'Expected {flag}={text} with {", ".join(sorted(missing))}; settings: '
+    f'{calls.describe(function, reserved=given)}.',
+  )
+
+
+def _check_type(flag: str, text: str, got: Any, kind: type) -> None:
+  validate.check(
+    isinstance(got, kind),
+    f'Expected {flag}={text} to return {kind.__name__}, got '
+    f'{type(got).__name__}.',
+  )
+
+
+def _check_takes(flag: str, text: str, function: Callable, *names: str) -> None:
+  validate.check(
+    all(calls.takes(function, name) for name in names),
+    f'Expected {flag}={text} to be a function with keyword-only '
+    f'{" and ".join(names)}.',
   )
 
 
 def dataset_from_flags(columns: data.Columns) -> data.FederatedDataset:
   """Clients, splits and parts of columns [M, ...]."""
-  text = FLAGS.data_partition
-  partition, num_clients, skew = None, 1, None
-  if text != 'client':
-    function = calls.resolve(
-      'data_partition', text, {**data.PARTITIONERS, 'client': None}
-    )
-    settings = calls.arguments(
-      'data_partition', text, function, reserved=('seed',)
-    )
-    _check_complete('data_partition', text, function, {**settings, 'seed': 0})
-    num_clients = settings.pop('num_clients')
-    partition = functools.partial(function, **settings)
+  partition, num_clients = _partition_from_flags(columns)
+  skew = None
   if FLAGS.data_skew:
     function = calls.resolve('data_skew', FLAGS.data_skew, data.SKEWS)
-    skew = functools.partial(
-      function,
-      **calls.arguments(
-        'data_skew', FLAGS.data_skew, function, reserved=GIVEN_SKEW
-      ),
+    _check_takes('data_skew', FLAGS.data_skew, function, *GIVEN_SKEW)
+    settings = calls.arguments(
+      'data_skew', FLAGS.data_skew, function, reserved=GIVEN_SKEW
     )
-  return data.make_dataset(
+    skew = functools.partial(function, **settings)
+    if partition is not None and FLAGS.data_test_owner == 'pooled':
+      _LOG.warning(
+        'The pooled test set is not skewed; --data_test_owner=clients gives '
+        'clients test rows of their own.'
+      )
+  dataset = data.make_dataset(
     columns,
     partition=partition,
     num_clients=num_clients,
@@ -376,6 +417,42 @@ def dataset_from_flags(columns: data.Columns) -> data.FederatedDataset:
     eval_clients=FLAGS.eval_clients,
     seed=role_seed('data'),
   )
+  _LOG.info(
+    '%s: %d %s clients take part; train examples: %d.',
+    columns.name,
+    len(dataset.participating),
+    'natural' if partition is None else 'made',
+    dataset.splits['train'].sizes(dataset.participating).sum(),
+  )
+  return dataset
+
+
+def _partition_from_flags(
+  columns: data.Columns,
+) -> tuple[data.Partitioner | None, int]:
+  """(partitioner, C) of --data_partition; (None, 1) for natural clients."""
+  text = FLAGS.data_partition
+  if not text:
+    text = DEFAULT_PARTITION if columns.client is None else 'client'
+  if text.partition(':')[0] == 'client':
+    validate.check(
+      text == 'client',
+      f'Expected data_partition=client without settings, got {text}.',
+    )
+    return None, 1
+  known = {**data.PARTITIONERS, 'client': lambda: None}
+  function = calls.resolve('data_partition', text, known)
+  _check_takes('data_partition', text, function, 'num_clients', 'seed')
+  settings = calls.arguments(
+    'data_partition', text, function, reserved=('seed',)
+  )
+  _check_complete('data_partition', text, function, settings, ('seed',))
+  num_clients = settings.pop('num_clients', 100)
+  validate.check(
+    isinstance(num_clients, int),
+    f'Expected num_clients of data_partition={text} to be annotated as int.',
+  )
+  return functools.partial(function, **settings), num_clients
 
 
 def sampler_from_flags(dataset: data.FederatedDataset) -> Sampler:
@@ -474,19 +551,36 @@ def preprocess_from_flags() -> data.Preprocess | None:
   return data.chain(*steps) if steps else None
 
 
-def model_from_flags(input_shape: tuple[int, ...], num_classes: int) -> Model:
-  """The model for examples of a shape.
+def model_from_flags(example: jax.ShapeDtypeStruct, num_classes: int) -> Model:
+  """The model for a batch like the example, checked before compilation.
 
   Args:
-    input_shape: of one example, without B.
+    example: a batch's shape [B, ...] and dtype, as the model sees it.
     num_classes: Y, or the size V of the vocabulary.
   """
   text = FLAGS.model
   function = calls.resolve('model', text, MODELS)
+  _check_takes('model', text, function, *GIVEN_MODEL)
   settings = calls.arguments('model', text, function, reserved=GIVEN_MODEL)
-  settings |= {'input_shape': input_shape, 'num_classes': num_classes}
-  _check_complete('model', text, function, settings)
+  settings |= {'input_shape': example.shape[1:], 'num_classes': num_classes}
+  _check_complete('model', text, function, settings, GIVEN_MODEL)
   model = function(**settings)
+  _check_type('model', text, model, Model)
+  tokens = jnp.issubdtype(example.dtype, jnp.integer)
+  expected = (*(example.shape if tokens else example.shape[:1]), num_classes)
+  try:
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    got = jax.eval_shape(model.apply, variables, example).shape
+  except InvalidInput:
+    raise
+  except Exception as error:
+    got = (str(error).splitlines() or [type(error).__name__])[0][:200]
+  validate.check(
+    got == expected,
+    f'Expected model={text} to map {"tokens" if tokens else "inputs"} '
+    f'{list(example.shape)} to logits {list(expected)}, got '
+    f'{list(got) if isinstance(got, tuple) else got}',
+  )
   if FLAGS.compute_dtype != 'float32':
     model = with_compute_dtype(model, FLAGS.compute_dtype)
   return rematerialised(model) if FLAGS.rematerialise else model
@@ -500,12 +594,23 @@ def task_from_flags(dataset: data.FederatedDataset) -> Task:
   """
   features = dataset.features
   if 'tokens' in features:
-    shape = (features['tokens'].shape[1] - 1,)
-    return next_token_task(
-      model_from_flags(shape, dataset.num_classes),
-      vocab_size=dataset.num_classes,
-      loss_per=FLAGS.loss_per,
+    validate.check(
+      not FLAGS.data_preprocess,
+      f'Expected no data_preprocess for tokens, got {FLAGS.data_preprocess}.',
     )
+    shape = (2, features['tokens'].shape[1] - 1)
+    return next_token_task(
+      model_from_flags(
+        jax.ShapeDtypeStruct(shape, jnp.int32), dataset.num_classes
+      ),
+      vocab_size=dataset.num_classes,
+      expected_length=FLAGS.expected_length,
+    )
+  validate.check(
+    not FLAGS.expected_length,
+    'Expected expected_length=0 for data without tokens, got '
+    f'{FLAGS.expected_length}.',
+  )
   feature = 'image' if 'image' in features else 'x'
   validate.check(
     feature in features and 'label' in features,
@@ -513,23 +618,37 @@ def task_from_flags(dataset: data.FederatedDataset) -> Task:
     f'{sorted(features)}.',
   )
   column = features[feature]
+  _check_numbers(feature, column)
+  example = jax.ShapeDtypeStruct((2, *column.shape[1:]), column.dtype)
+  preprocess = preprocess_from_flags()
+  if preprocess is not None:
+    validate.check(
+      feature == 'image' and column.ndim in (3, 4),
+      f'Expected a feature "image" [M, H, W] or [M, H, W, D] for '
+      f'data_preprocess={FLAGS.data_preprocess}, got {feature!r} of shape '
+      f'{["M", *column.shape[1:]]}.',
+    )
+    example = jax.eval_shape(lambda x: preprocess(None, x), example)
+  example = jax.ShapeDtypeStruct(example.shape, jnp.result_type(float))
+  return classification_task(
+    model_from_flags(example, dataset.num_classes),
+    feature=feature,
+    preprocess=preprocess,
+  )
+
+
+def _check_numbers(feature: str, column: Any) -> None:
+  """Checks that a column has floats, or integers that are pixels."""
   validate.check(
     column.dtype.kind in 'fiub',
     f'Expected numbers in feature {feature!r}, got {column.dtype}.',
   )
-  preprocess = preprocess_from_flags()
-  shape = column.shape[1:]
-  if preprocess is not None:
+  if column.dtype.kind == 'b' or column.dtype.itemsize == 1:
+    return
+  if column.dtype.kind in 'iu' and type(column) is np.ndarray and column.size:
+    low, high = column.min(), column.max()
     validate.check(
-      len(shape) in (2, 3),
-      f'Expected images for data_preprocess={FLAGS.data_preprocess}, got '
-      f'examples of shape {list(shape)}.',
+      low >= 0 and high <= 255,
+      f'Expected integers of feature {feature!r} to be pixels in 0..255 '
+      f'(store other numbers as floats), got {low}..{high}.',
     )
-    example = jax.ShapeDtypeStruct((1, *shape), column.dtype)
-    processed = jax.eval_shape(lambda x: preprocess(None, x), example)
-    shape = processed.shape[1:]
-  return classification_task(
-    model_from_flags(shape, dataset.num_classes),
-    feature=feature,
-    preprocess=preprocess,
-  )

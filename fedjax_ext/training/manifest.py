@@ -81,6 +81,9 @@ def differences(old: Any, new: Any, name: str = '') -> list[str]:
 def open_workdir(workdir: pathlib.Path, manifest: Manifest) -> Manifest:
   """Makes a workdir, or checks that it belongs to this run.
 
+  A workdir without a checkpoint belongs to nobody: a run that failed before its
+  first one may be corrected there.
+
   Returns:
     The manifest to go on with; its 'wall_seconds' (a scalar) counts earlier
     starts too.
@@ -90,7 +93,9 @@ def open_workdir(workdir: pathlib.Path, manifest: Manifest) -> Manifest:
     OSError: the workdir cannot be written.
   """
   path = workdir / 'manifest.json'
-  if path.exists():
+  saved = workdir / 'checkpoints'
+  begun = saved.is_dir() and any(p.name.isdigit() for p in saved.iterdir())
+  if path.exists() and begun:
     try:
       old = json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -74,7 +74,7 @@ def plot_participants(
 
   Args:
     path: the PNG to write.
-    label: int [M]; None, or labels that are on disk, draw nothing.
+    label: int [M]; None, or labels that have to be decoded, draw nothing.
     train: the clients' train rows.
     participating: client numbers int64 [C'].
     title: above the picture.
@@ -82,7 +82,7 @@ def plot_participants(
   Returns:
     Whether a picture was written.
   """
-  known = isinstance(label, np.ndarray) and not isinstance(label, np.memmap)
+  known = isinstance(label, np.ndarray)
   if not known or label.ndim != 1 or label.dtype.kind not in 'iu':
     return False
   starts = np.asarray(train.offsets[participating])

@@ -188,6 +188,41 @@ class BatchNormTest(parameterized.TestCase):
         jax.tree.structure(state.control), jax.tree.structure(before.params)
       )
 
+  def test_scaffold_server_rate_does_not_stretch_statistics(self):
+    """A server rate of 2 overshoots params; variances stay means."""
+    with x64():
+      setting = Setting()
+      layout = core.make_layout(num_devices=1)
+      algorithm = scaffold(
+        setting.task,
+        client_learning_rate=0.1,
+        server_learning_rate=2.0,
+        num_clients=len(SIZES),
+        layout=layout,
+        phase=PHASE,
+      )
+      before = setting.init()
+      zeros = jax.tree.map(jnp.zeros_like, before.params)
+      state = algorithm.init(jax.random.key(0))._replace(
+        params=before, control=zeros
+      )
+      states = core.make_client_states(
+        lambda key, number: zeros,
+        num_clients=len(SIZES),
+        key=jax.random.key(0),
+      )
+      cohort = setting.cohort(algorithm, layout)
+      state, _, _ = algorithm.apply(state, states, cohort)
+      after = [
+        setting.plain_client(before, cohort, c) for c in range(len(SIZES))
+      ]
+      mean = jax.tree.map(lambda *x: sum(x) / len(SIZES), *after)
+      params = jax.tree.map(
+        lambda old, new: old + 2 * (new - old), before.params, mean.params
+      )
+      expected = Variables(params, mean.stats)
+      self.assertLess(relative_error(state.params, expected), 1e-9)
+
   def test_local_training_keeps_statistics_in_the_row(self):
     with x64():
       setting = Setting()

@@ -13,6 +13,7 @@ from fedjax_ext.data import (
   RecordType,
   StoredClients,
   client_reader,
+  fingerprint_splits,
   lazy_columns,
   make_columns,
   make_dataset,
@@ -414,6 +415,50 @@ class StoredClientsTest(parameterized.TestCase):
     self.assertEqual(
       np.sort(dataset.splits['test'].rows).tolist(), [*range(8, 14)]
     )
+
+
+class MadePartitionTest(parameterized.TestCase):
+  def test_validation_rows_of_the_source_train_nobody(self):
+    stored = StoredClientsTest()
+    source = stored.columns({'validation': [0, 3, 1]})
+    dataset = make(source, partition='iid', num_clients=2)
+    self.assertEqual(list(dataset.splits), ['train', 'test'])
+    rows = np.concatenate([v.rows for v in dataset.splits.values()])
+    self.assertEqual(np.sort(rows).tolist(), [*range(14)])
+    self.assertEqual(dataset.splits['train'].num_examples, 8)
+
+  @parameterized.parameters(
+    (lambda n: np.arange(n) % 5, r'0\.\.3, got 0\.\.4'),
+    (lambda n: np.arange(n) % 4 - 1, r'0\.\.3, got -1\.\.2'),
+    (lambda n: np.zeros(n - 1, int), r'160 integers, got int64\[159\]'),
+    (lambda n: np.zeros((n, 1), int), r'160 integers, got int64\[160, 1\]'),
+    (np.zeros, r'160 integers, got float64\[160\]'),
+  )
+  def test_what_a_partitioner_may_not_return(self, owners, message):
+    function = lambda label, *, num_clients, seed: owners(len(label))
+    with self.assertRaisesRegex(InvalidInput, message):
+      make_dataset(columns(), partition=function, num_clients=4)
+
+  def test_fingerprint(self):
+    """It tells who owns what; the same for the same, stored clients too."""
+    settings = dict(partition='dirichlet', num_clients=5)
+    first = make(columns(), **settings)
+    self.assertEqual(
+      fingerprint_splits(first), fingerprint_splits(make(columns(), **settings))
+    )
+    prints = {
+      fingerprint_splits(first),
+      fingerprint_splits(make(columns(), alpha=0.1, **settings)),
+      fingerprint_splits(make(columns(), seed=1, **settings)),
+      fingerprint_splits(make(columns(), partition='client')),
+      fingerprint_splits(
+        make(columns(), unparticipating_fraction=0.5, **settings)
+      ),
+    }
+    self.assertLen(prints, 5)
+    stored = StoredClientsTest().columns
+    one, two = (fingerprint_splits(make_dataset(stored())) for _ in range(2))
+    self.assertEqual(one, two)
 
 
 class SkewTest(absltest.TestCase):

@@ -136,7 +136,10 @@ class PreprocessTest(parameterized.TestCase):
     (lambda: random_crop(size=-2), 'size=-2'),
     (lambda: random_crop(padding=1, size=11)(KEY, images()), 'size=11'),
     (lambda: normalise(std=(0.0,)), 'std=0'),
-    (lambda: normalise(mean=(0.0, 1.0))(KEY, images()), '3 values of mean'),
+    (
+      lambda: normalise(mean=(0.0, 1.0))(KEY, images()),
+      'mean to have 1 value or one for each of 3',
+    ),
   )
   def test_bad_settings(self, build, message):
     with self.assertRaisesRegex(InvalidInput, message):

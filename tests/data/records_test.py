@@ -1,6 +1,7 @@
 """ArrayRecord files and prepared TFDS data sets, without TensorFlow."""
 
 import io
+import os
 import pathlib
 import subprocess
 import sys
@@ -292,6 +293,24 @@ class TfdsTest(parameterized.TestCase):
         rows = np.arange(first[c], first[c] + count[c])
         got = columns.features['image'][rows][:, 0, 0, 0]
         self.assertCountEqual(got, [i for i in numbers if i % 3 == c])
+
+  def test_changed_files_are_indexed_again(self):
+    """Corrected shards of the same version and number keep no old labels."""
+    with tempfile.TemporaryDirectory() as root:
+      builder = TinyImages(data_dir=root, file_format='array_record')
+      builder.download_and_prepare()
+      folder = pathlib.Path(builder.data_dir)
+      first = self.load(data_dir=root)
+      shards = sorted(folder.glob('*.array_record*'))
+      self.assertNotEmpty(shards)
+      for shard in shards:
+        os.utime(shard, ns=(1, 1))
+      with mock.patch.object(records, '_pass', wraps=records._pass) as passed:
+        again = self.load(data_dir=root)
+        passed.assert_called()
+      np.testing.assert_array_equal(
+        first.features['label'], again.features['label']
+      )
 
   def test_second_open_passes_over_nothing(self):
     self.load(client_feature='meta/age')

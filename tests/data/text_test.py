@@ -39,8 +39,9 @@ class VocabularyTest(parameterized.TestCase):
   def test_words(self):
     vocabulary = text.word_vocabulary(['the', 'a'])
     self.assertEqual(vocabulary.size, 6)
-    self.assertEqual(vocabulary.encode(b'a  the b').tolist(), [4, 3, 5])
-    self.assertEqual(vocabulary.encode(b'').tolist(), [])
+    self.assertEqual(vocabulary.encode(b'a the b').tolist(), [4, 3, 5])
+    self.assertEqual(vocabulary.encode(b'a  the').tolist(), [4, 5, 3])
+    self.assertEqual(vocabulary.encode(b'').tolist(), [5])
     with self.assertRaisesRegex(InvalidInput, 'each word'):
       text.word_vocabulary(['a', 'a'])
     with self.assertRaisesRegex(InvalidInput, '40000'):
@@ -164,6 +165,12 @@ class SourceTest(parameterized.TestCase):
       self.jsonl(records=[{'client': 'a', 'speeches': ['x']}, {'client': 'b'}])
     with self.assertRaisesRegex(InvalidInput, "client 'a' once"):
       self.jsonl(records=[{'client': 'a', 'speeches': ['x']}] * 2)
+    with self.assertRaisesRegex(InvalidInput, "line 1.*'speeches' is a str"):
+      self.jsonl(records=[{'client': 'a', 'speeches': 'hello'}])
+    with self.assertRaisesRegex(InvalidInput, 'texts in roles, got none'):
+      self.jsonl(records=[{'client': 'a', 'speeches': []}])
+    with self.assertRaisesRegex(InvalidInput, 'fedjax_ext.data.download shak'):
+      text.shakespeare(data_dir=str(self.folder))
     (self.folder / 'junk.jsonl').write_text('{not json\n')
     with self.assertRaisesRegex(InvalidInput, 'junk.jsonl'):
       text.text_jsonl(data_dir=str(self.folder), file='junk.jsonl')
@@ -199,7 +206,7 @@ class SourceTest(parameterized.TestCase):
     self.assertEqual(dataset.parts['test'].clients.tolist(), [1])
     self.assertEqual(
       dataset.splits['test'].client(1)['tokens'].tolist(),
-      [[BOS, 3, 5, 4, EOS], [BOS, EOS, PAD, PAD, PAD]],
+      [[BOS, 3, 5, 4, EOS], [BOS, 6, EOS, PAD, PAD]],
     )
     with self.assertRaisesRegex(InvalidInput, '4 words in .*got 3'):
       text.stackoverflow(data_dir=str(self.folder), vocab_size=4)

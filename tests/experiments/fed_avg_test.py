@@ -234,6 +234,32 @@ class RefusedTest(TestCase):
         ['--data_source=fedjax_ext.data.nope'],
         ['nope', 'fedjax_ext.data'],
       ),
+      'natural clients': (['--data_partition=client:n=1'], ['client:n=1']),
+      'partition function': (
+        ['--data_partition=numpy.arange'],
+        ['numpy.arange', 'num_clients and seed'],
+      ),
+      'model function': (
+        ['--model=fedjax_ext.data.load_digits'],
+        ['load_digits', 'input_shape and num_classes'],
+      ),
+      'model of other inputs': (
+        ['--model=char_lstm'],
+        ['tokens', 'model=char_lstm', '[8, 8, 1]'],
+      ),
+      'no tokens': (['--expected_length=80'], ['expected_length=0']),
+      'no folder there': (
+        ['--data_source=npz:file=a', '--data_dir=/no/such'],
+        ['--data_dir=/no/such'],
+      ),
+      'integers': (
+        self.write('integers', image=np.full((60, 4, 4), 300)),
+        ["'image'", '0..255', '300'],
+      ),
+      'rows': (
+        self.write('rows', x=np.zeros((59, 4))),
+        ['x of rows', '60 rows', '[59, 4]'],
+      ),
       'partition': (['--data_partition=nope'], ['data_partition', 'shards']),
       'partition clients': (['--data_partition=iid'], ['num_clients']),
       'partition number': (
@@ -320,8 +346,9 @@ class RefusedTest(TestCase):
     reference, _ = runs.undisturbed()
     self.workdir.mkdir()
     shutil.copy(reference / 'manifest.json', self.workdir)
+    for folder in ('run', 'broken'):
+      (self.folder / folder / 'checkpoints' / '4').mkdir(parents=True)
     broken, file = self.folder / 'broken', self.folder / 'file'
-    broken.mkdir()
     (broken / 'manifest.json').write_text('{"flags": {"se')
     file.write_text('')
     other = ['--seed=3', '--client_learning_rate=0.2']
@@ -342,9 +369,12 @@ class RefusedTest(TestCase):
       'flags.client_learning_rate: 0.05 in the workdir, now 0.2',
     ):
       self.assertIn(difference, another[2])
-    self.assertEqual(another[2].count(' in the workdir, now '), 2)
+    # A third one: the data's seed is --seed, so the partition is another.
+    self.assertIn('Different: data: ', another[2])
+    self.assertEqual(another[2].count(' in the workdir, now '), 3)
     self.assertEqual(
-      [path.name for path in self.workdir.glob('[!.]*')], ['manifest.json']
+      sorted(path.name for path in self.workdir.glob('[!.]*')),
+      ['checkpoints', 'manifest.json'],
     )
     self.assertIn(str(file), no_folder[2])
 

@@ -241,19 +241,20 @@ class NextTokenTaskTest(parameterized.TestCase):
       if real
     ]
 
-  def test_loss_per_token_and_per_sequence(self):
+  def test_loss_per_token_and_per_example(self):
     table = TableModel.init(jax.random.key(0))
     batch = tokens_batch(self.ROWS, self.MASK)
     rows = self.expected(table)
     flat = [x for row in rows for x in row]
-    for loss_per, want in (
-      ('token', np.mean(flat)),
-      ('sequence', np.mean([sum(row) / 5 for row in rows])),
+    for length, want in (
+      (0, np.mean(flat)),
+      (5, np.mean([sum(row) / 5 for row in rows])),
+      (13.3, np.mean([sum(row) / 13.3 for row in rows])),
     ):
-      task = next_token_task(TableModel, vocab_size=V, loss_per=loss_per)
+      task = next_token_task(TableModel, vocab_size=V, expected_length=length)
       np.testing.assert_allclose(task.loss(table, batch), want, rtol=1e-6)
-    with self.assertRaisesRegex(InvalidInput, 'loss_per=word'):
-      next_token_task(TableModel, vocab_size=V, loss_per='word')
+    with self.assertRaisesRegex(InvalidInput, 'expected_length=-1'):
+      next_token_task(TableModel, vocab_size=V, expected_length=-1)
 
   def test_metrics(self):
     """Weights count targets: without padding, for accuracy without end."""
@@ -280,10 +281,10 @@ class NextTokenTaskTest(parameterized.TestCase):
     self.assertEqual(float(metrics['accuracy'][0][0]), 1.0)
     self.assertEqual(float(metrics['accuracy_in_vocab'][0][0]), 0.0)
 
-  @parameterized.parameters('token', 'sequence')
-  def test_masked_rows_change_nothing(self, loss_per):
+  @parameterized.parameters(0, 13.3)
+  def test_masked_rows_change_nothing(self, length):
     table = TableModel.init(jax.random.key(1))
-    task = next_token_task(TableModel, vocab_size=V, loss_per=loss_per)
+    task = next_token_task(TableModel, vocab_size=V, expected_length=length)
     gradient = jax.grad(task.loss)
     one = gradient(table, tokens_batch(self.ROWS, self.MASK))
     other = [*self.ROWS[:2], [0, 7, 2, 1, 3, 3]]

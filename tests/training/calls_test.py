@@ -1,5 +1,10 @@
 """Functions named by flags: what is found, what is typed, what is refused."""
 
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Literal, Optional
+
 from absl.testing import absltest, parameterized
 
 from fedjax_ext.core import InvalidInput
@@ -88,7 +93,40 @@ class CallsTest(parameterized.TestCase):
     described = calls.describe_all(REGISTRY, reserved=('limit',))
     self.assertEqual(
       described,
-      '  build:width=8,rate=0.5,norm=group,deep=False,hidden=200,seed',
+      '  build: width=8, rate=0.5, norm=group, deep=False, hidden=200, seed',
+    )
+
+  def test_other_annotations(self):
+    """Unions, literals and sequences; the default's type without any."""
+
+    def other(
+      *,
+      a: Optional[int] = None,  # noqa: UP045
+      b: Sequence[int] = (),
+      c: Literal['x', 'y'] = 'x',
+      d=3,
+      e: dict | None = None,
+    ):
+      del a, b, c, d, e
+
+    parse = lambda text: calls.arguments('model', f'other:{text}', other)
+    self.assertEqual(
+      parse('a=5,b=1/2,c=y,d=7'), dict(a=5, b=(1, 2), c='y', d=7)
+    )
+    self.assertEqual(parse('a=None'), {'a': None})
+    with self.assertRaisesRegex(InvalidInput, 'c of model to be one of'):
+      parse('c=z')
+    with self.assertRaisesRegex(InvalidInput, 'e of model to be annotated'):
+      parse('e=1')
+
+  def test_source_digest(self):
+    """Of a user's function, not of one that the project knows by name."""
+    self.assertEqual(
+      calls.source_digest('model', 'build:width=1', REGISTRY), ''
+    )
+    here = calls.source_digest('model', f'{__name__}.build', REGISTRY)
+    self.assertEqual(
+      here, hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
     )
 
   def test_missing(self):

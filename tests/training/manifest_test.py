@@ -49,6 +49,10 @@ class WorkdirTest(absltest.TestCase):
     folder = tempfile.TemporaryDirectory()
     self.workdir = pathlib.Path(self.enterContext(folder)) / 'a' / 'run'
 
+  def begin(self) -> None:
+    """As after a first checkpoint."""
+    (self.workdir / 'checkpoints' / '4').mkdir(parents=True)
+
   def read(self) -> dict:
     return json.loads((self.workdir / 'manifest.json').read_text())
 
@@ -72,6 +76,7 @@ class WorkdirTest(absltest.TestCase):
 
   def test_same_run(self):
     first = open_workdir(self.workdir, manifest())
+    self.begin()
     write_manifest(self.workdir, dict(first, wall_seconds=12.5))
     with self.assertNoLogs('fedjax_ext', logging.WARNING):
       again = open_workdir(self.workdir, manifest())
@@ -79,6 +84,7 @@ class WorkdirTest(absltest.TestCase):
 
   def test_another_run_is_refused_with_every_difference(self):
     open_workdir(self.workdir, manifest())
+    self.begin()
     before = (self.workdir / 'manifest.json').read_bytes()
     other = manifest(seed=7, rate=0.2, hidden=['50'], added='x')
     other['data'] = 'd2'
@@ -100,11 +106,19 @@ class WorkdirTest(absltest.TestCase):
     self.assertNotIn('wave_clients', message)
     self.assertEqual((self.workdir / 'manifest.json').read_bytes(), before)
 
+  def test_a_run_without_a_checkpoint_may_be_corrected(self):
+    """Its flags bind nobody: there is nothing yet that they could spoil."""
+    open_workdir(self.workdir, manifest())
+    other = manifest(seed=7)
+    self.assertEqual(open_workdir(self.workdir, other), other)
+    self.assertEqual(self.read(), other)
+
   def test_other_versions_only_warn(self):
     old = manifest()
     old['versions'] = old['versions'] | {'jax': '0.0.1'}
     old['commit'] = 'abc'
     open_workdir(self.workdir, old)
+    self.begin()
     with self.assertLogs('fedjax_ext', logging.WARNING) as logs:
       got = open_workdir(self.workdir, manifest())
     text = '\n'.join(logs.output)
@@ -114,7 +128,7 @@ class WorkdirTest(absltest.TestCase):
     self.assertEqual(got['versions'], manifest()['versions'])
 
   def test_broken_manifest(self):
-    self.workdir.mkdir(parents=True)
+    self.begin()
     for text in ('{"flags": ', '', '[]', '3'):
       (self.workdir / 'manifest.json').write_text(text)
       with self.subTest(text), self.assertRaises(InvalidInput) as caught:
