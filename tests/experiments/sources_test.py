@@ -124,9 +124,11 @@ class SourcesTest(parameterized.TestCase):
   def test_the_example_of_the_docs(self):
     """docs/add_a_data_set.md: its file, its flags, and nothing else."""
     text = DOCS.read_text()
-    module = re.search(r'```python\n(.*?)```', text, re.DOTALL).group(1)
+    module, more = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
     command = re.search(r'    python -m experiments(.*?)\n\n', text, re.DOTALL)
-    (self.folder / 'my_sensors.py').write_text(module)
+    (self.folder / 'my_sensors.py').write_text(
+      module + '\n\nfrom fedjax_ext import models\n\n\n' + more
+    )
     rng = np.random.default_rng(0)
     for user in range(6):
       label = rng.integers(0, 3, 30)
@@ -146,6 +148,15 @@ class SourcesTest(parameterized.TestCase):
     self.assertLen(test['client'], 6)
     correct = sum(test['accuracy/sum']) / sum(test['accuracy/weight'])
     self.assertGreater(correct, 0.6)
+    _, report = self.outcome(
+      *flags,
+      '--data_partition=my_sensors.halves:num_clients=4',
+      '--model=my_sensors.wider:width=8',
+      '--cohort_size=4',
+      '--num_rounds=2',
+      PYTHONPATH=str(self.folder),
+    )
+    self.assertLen(report['global']['train']['client'], 4)
 
   def test_conversion(self):
     """Any source as memory-mapped columns: the same run from the folder."""
