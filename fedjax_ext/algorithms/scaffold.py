@@ -101,13 +101,10 @@ def scaffold(
   def update(state: ServerState, output) -> ServerState:
     mean, _ = core.finish(reducer, output)
     share = output.acc[1] / num_clients  # |S| / N
-    # Statistics become the clients' mean, whatever the server's rate.
-    moved = add_scaled(state.params, server_learning_rate, mean['params'])
-    stats = add_scaled(stats_of(state.params), 1.0, stats_of(mean['params']))
-    return ServerState(
-      with_params(moved, params_of(moved), stats),
-      add_scaled(state.control, share, mean['control']),
-    )
+    x, delta = state.params, mean['params']
+    params = add_scaled(params_of(x), server_learning_rate, params_of(delta))
+    x = with_params(x, params, add_scaled(stats_of(x), 1.0, stats_of(delta)))
+    return ServerState(x, add_scaled(state.control, share, mean['control']))
 
   def apply(state: ServerState, client_states, cohort):
     output, client_states = run(state, cohort, 'train', states=client_states)

@@ -94,11 +94,11 @@ class Columns:
     if isinstance(self.client, np.ndarray) and self.client.dtype.kind == 'O':
       object.__setattr__(self, 'client', self.client.astype(str))
     label = self.features.get('label')
-    if type(label) is np.ndarray:  # what is on disk is checked when it is read
+    # What is on disk is checked when it is read; [M, T] may mean anything.
+    if type(label) is np.ndarray and label.ndim == 1:
       validate.check(
-        label.ndim == 1 and label.dtype.kind in 'iu',
-        f'Expected labels of {self.name} to be integers [M], got '
-        f'{label.dtype}{list(label.shape)}.',
+        label.dtype.kind in 'iu',
+        f'Expected labels of {self.name} to be integers, got {label.dtype}.',
       )
       _check_range(f'label of {self.name}', label, self.num_classes - 1)
 

@@ -122,7 +122,7 @@ class WriteColumnsTest(parameterized.TestCase):
     (
       'label',
       np.array([0, 1, 2, 4, 0]),
-      r'rows 0 to 4 of mine in 0\.\.3, got 4',
+      r'of mine in 0\.\.3, got 4',
     ),
     ('image', np.full(5, np.inf), "'image' of rows 0 to 4 of mine"),
   )

@@ -123,6 +123,7 @@ class SameBitsTest(TestCase):
       while signal.getsignal(signal.SIGINT) == noting:
         time.sleep(0.001)  # two pending signals would be handled as one
       os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(10)  # another thread may get it first; this ends at once
 
     self.interfere('scaffold', 5, twice, KeyboardInterrupt)
     self.assertEqual(small_runs.saved_rounds(self.workdir), [2, 4])
