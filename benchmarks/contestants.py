@@ -1,43 +1,42 @@
 """What competes on a workload: this project, the floor, FedJAX.
 
-A contestant is built once for a workload and then runs rounds; it is started
-as a process of its own, which reads a round's number on each line of its
-standard input and answers with a line of JSON:
-
   python -m benchmarks.contestants ours --workload=W2
 
-- ours: federated averaging, fresh shuffles every round, ragged clients.
-- floor: plain centralised SGD of the same model over as many full batches as
-  the round has, in one jitted scan; nothing federated.
-- floor_loop: the same as a Python loop over one jitted step.
+Started by `rounds`, see `protocol`. pfl-research is in `pfl_research`.
+
+- ours: federated averaging, fresh shuffles every round, ragged clients, plans
+  prefetched as the training loop does; a round ends when the next is planned.
+- floor: plain centralised SGD of the same model over full batches that are on
+  the device, nothing federated: one jitted scan or a loop over one jitted step,
+  whichever is faster.
 - fedjax: FedJAX's federated averaging with flax's layers.
 - fedjax_our_layers: the same with this project's layers.
 
-Axis letters: B examples in a batch, S steps.
+Axis letters: B examples in a batch.
 """
 
 import argparse
-import json
 import os
-import pathlib
-import re
-import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-_BEGUN = time.perf_counter()
+from benchmarks.protocol import Answer, Server
+
 _RATE = 0.1
 PyTree = Any
-Round = Callable[[int], None]
+# Trains a round; the floor returns the batches that it took, others None.
+Round = Callable[[int], int | None]
 
 
-def _model(name: str, plain: bool) -> Any:
+def make_model(name: str, *, plain: bool = False) -> Any:
   """The workload's model, of this project's layers or flax's ('plain')."""
   import jax.numpy as jnp
 
   from benchmarks import workloads
-  from fedjax_ext.models import from_module, make_model
+  from fedjax_ext.models import from_module
+  from fedjax_ext.models import make_model as make
 
   images = dict(input_shape=(28, 28, 1))
   tokens = dict(
@@ -52,17 +51,15 @@ def _model(name: str, plain: bool) -> Any:
       plain_models.LSTM(workloads.VOCABULARY), (workloads.LENGTH,), jnp.int32
     )
   return {
-    'cnn': lambda: make_model('emnist_cnn', num_classes=62, **images),
-    'softmax': lambda: make_model(
-      'softmax_regression', num_classes=10, **images
-    ),
-    'mlp': lambda: make_model('mlp', num_classes=10, **images),
-    'lstm': lambda: make_model('char_lstm', **tokens),
+    'cnn': lambda: make('emnist_cnn', num_classes=62, **images),
+    'softmax': lambda: make('softmax_regression', num_classes=10, **images),
+    'mlp': lambda: make('mlp', num_classes=10, **images),
+    'lstm': lambda: make('char_lstm', **tokens),
   }[name]()
 
 
-def _loss(model: Any, params: PyTree, x: Any, y: Any, mask: Any) -> Any:
-  """Mean cross-entropy of the real examples, over all tokens of text."""
+def loss(model: Any, params: PyTree, x: Any, y: Any, mask: Any) -> Any:
+  """Mean cross-entropy of the real examples [B], over all tokens of text."""
   import jax.numpy as jnp
   import optax
 
@@ -72,8 +69,21 @@ def _loss(model: Any, params: PyTree, x: Any, y: Any, mask: Any) -> Any:
   return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
+def make_task(model: Any) -> Any:
+  """A Task of `loss`, without metrics."""
+  from fedjax_ext.losses import Task
+
+  return Task(
+    model.init,
+    lambda params, batch: loss(
+      model, params, batch.data['x'], batch.data['y'], batch.mask
+    ),
+    lambda params, batch: {},
+  )
+
+
 def ours(data: Any) -> Round:
-  """This project's federated averaging; plans are part of the round."""
+  """This project's federated averaging."""
   import jax
   import numpy as np
   import optax
@@ -81,19 +91,10 @@ def ours(data: Any) -> Round:
   from fedjax_ext import core
   from fedjax_ext.algorithms import fed_avg
   from fedjax_ext.data import from_segments
-  from fedjax_ext.losses import Task
 
-  model = _model(data.workload.model, plain=False)
-  task = Task(
-    model.init,
-    lambda params, batch: _loss(
-      model, params, batch.data['x'], batch.data['y'], batch.mask
-    ),
-    lambda params, batch: {},
-  )
   layout = core.make_layout()
   algorithm = fed_avg(
-    task,
+    make_task(make_model(data.workload.model)),
     client_optimizer=optax.sgd(_RATE),
     server_optimizer=optax.sgd(1.0),
     layout=layout,
@@ -106,35 +107,47 @@ def ours(data: Any) -> Round:
     client_ids=np.arange(len(data.sizes)),
   )
   features = core.place_features(federated.features, layout)
-  state = layout.replicate(algorithm.init(jax.random.key(0)))
+  state = layout.replicate(jax.jit(algorithm.init)(jax.random.key(0)))
+  planning = threading.Lock()
+
+  def prepare(round: int) -> core.Cohort:
+    with planning:
+      cohort = core.make_cohort(
+        data.cohort(round),
+        round=round,
+        seed=0,
+        specs=algorithm.plans,
+        data={'train': federated},
+        features=features,
+        layout=layout,
+      )
+      cohort.prepare('train')
+      return cohort
+
+  cohorts = core.prefetch(prepare, range(1, 10_000))
 
   def run(round: int) -> None:
     nonlocal state
-    cohort = core.make_cohort(
-      data.cohort(round),
-      round=round,
-      seed=0,
-      specs=algorithm.plans,
-      data={'train': federated},
-      features=features,
-      layout=layout,
-    )
+    cohort = next(cohorts)
+    assert cohort.round == round, (cohort.round, round)
     state, _, _ = algorithm.apply(state, None, cohort)
     jax.block_until_ready(state)
+    with planning:  # the next round's plan is this round's work
+      pass
 
   return run
 
 
-def floor(data: Any, *, loop: bool = False) -> Round:
+def floor(data: Any) -> Round:
   """Centralised SGD over resident batches, in a scan or a loop."""
   import jax
   import jax.numpy as jnp
   import numpy as np
 
-  model = _model(data.workload.model, plain=False)
+  model = make_model(data.workload.model)
   size = data.workload.batch_size
   mask = jnp.ones(size, bool)
-  gradient = jax.grad(lambda p, x, y: _loss(model, p, x, y, mask))
+  gradient = jax.grad(lambda p, x, y: loss(model, p, x, y, mask))
 
   def step(params: PyTree, batch: PyTree) -> tuple[PyTree, None]:
     grads = gradient(params, *batch)
@@ -143,25 +156,36 @@ def floor(data: Any, *, loop: bool = False) -> Round:
   scan = jax.jit(lambda p, batches: jax.lax.scan(step, p, batches)[0])
   one = jax.jit(lambda p, batch: step(p, batch)[0], donate_argnums=0)
   params = jax.jit(model.init)(jax.random.key(0))
-  # Every round's batches are cut from one stretch that is on the device.
-  most = max(data.num_batches(r) for r in range(64))
-  rows = np.random.default_rng(1).integers(0, len(data.x), most * size)
-  x = data.x[rows].reshape(most, size, *data.x.shape[1:])
-  y = data.y[rows].reshape(most, size, *data.y.shape[1:])
+  # One number of batches for all rounds: another would compile again.
+  count = int(np.median([data.num_batches(r) for r in range(1, 64)]))
+  rows = np.random.default_rng(1).integers(0, len(data.x), count * size)
+  x = data.x[rows].reshape(count, size, *data.x.shape[1:])
+  y = data.y[rows].reshape(count, size, *data.y.shape[1:])
   batches = jax.device_put((x, y))
-  each = [jax.tree.map(lambda z: z[i], batches) for i in range(most * loop)]
+  each = [jax.tree.map(lambda z: z[i], batches) for i in range(count)]
+  seconds: dict[Any, float] = {}
 
-  def run(round: int) -> None:
+  def in_scan(params: PyTree) -> PyTree:
+    return scan(params, batches)
+
+  def in_loop(params: PyTree) -> PyTree:
+    for batch in each:
+      params = one(params, batch)
+    return params
+
+  def run(round: int) -> int:
     nonlocal params
-    # A round of other than `most` batches would compile again.
-    if loop:
-      for batch in each:
-        params = one(params, batch)
-    else:
-      params = scan(params, batches)
-    jax.block_until_ready(params)
+    del round
+    for way in () if seconds else (in_scan, in_loop):
+      for _ in range(2):  # the first compiles
+        begun = time.perf_counter()
+        params = jax.block_until_ready(way(params))
+        seconds[way] = time.perf_counter() - begun
+    way = min(seconds, key=seconds.get)
+    run.variant = way.__name__
+    params = jax.block_until_ready(way(params))
+    return count
 
-  run.batches = most
   return run
 
 
@@ -175,13 +199,13 @@ def fedjax(data: Any, *, plain: bool = True) -> Round:
   import fedjax as library
   from fedjax.algorithms import fed_avg
 
-  model = _model(data.workload.model, plain=plain)
+  model = make_model(data.workload.model, plain=plain)
   mask = jnp.ones(data.workload.batch_size, bool)
 
   def gradient(params: PyTree, batch: dict, key: Any) -> PyTree:
     del key
     return jax.grad(
-      lambda p: _loss(model, p, batch['x'], batch['y'], mask[: len(batch['x'])])
+      lambda p: loss(model, p, batch['x'], batch['y'], mask[: len(batch['x'])])
     )(params)
 
   clients = {
@@ -216,52 +240,67 @@ def fedjax(data: Any, *, plain: bool = True) -> Round:
 CONTESTANTS: dict[str, Callable[[Any], Round]] = {
   'ours': ours,
   'floor': floor,
-  'floor_loop': lambda data: floor(data, loop=True),
   'fedjax': fedjax,
   'fedjax_our_layers': lambda data: fedjax(data, plain=False),
 }
 
 
-def peak_memory_mib() -> float:
-  """The most memory that this process has held so far (VmHWM), a scalar."""
-  status = pathlib.Path('/proc/self/status').read_text()
-  return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 1024
+def use_one_device_per_core() -> None:
+  """What the binaries do on CPU; before jax has started."""
+  import jax
+
+  cores = len(os.sched_getaffinity(0))
+  jax.config.update('jax_num_cpu_devices', cores)
 
 
 def main() -> None:
-  """Answers a line of JSON for each round's number on standard input."""
+  """Serves rounds of one contestant."""
   parser = argparse.ArgumentParser()
   parser.add_argument('name', choices=sorted(CONTESTANTS))
   parser.add_argument('--workload', required=True)
   parser.add_argument('--population', type=int, default=0)
+  parser.add_argument('--cohort', type=int, default=0)
   given = parser.parse_args()
-  answers = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # whatever libraries print goes to standard error
+  server = Server()
 
   import jax
 
   if given.name == 'ours':
-    cores = len(os.sched_getaffinity(0))
-    jax.config.update('jax_num_cpu_devices', cores)
+    use_one_device_per_core()
+  compiles: list[float] = []
+
+  def note(name: str, seconds: float, **more: Any) -> None:
+    if name.endswith('backend_compile_duration'):
+      compiles.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(note)
   from benchmarks import workloads
 
-  data = workloads.make_data(given.workload, population=given.population)
+  data = workloads.make_data(
+    given.workload, population=given.population, cohort=given.cohort
+  )
   run = CONTESTANTS[given.name](data)
-  for line in sys.stdin:
-    round = int(line)
+
+  def timed(round: int) -> Answer:
+    compiles.clear()
     begun = time.perf_counter()
-    run(round)
-    now = time.perf_counter()
-    answer = {
-      'seconds': now - begun,
-      'batches': getattr(run, 'batches', data.num_batches(round)),
-      'examples': int(data.sizes[data.cohort(round)].sum()),
-      'since_start': now - _BEGUN,
-      'peak_mib': peak_memory_mib(),
-      'jax': jax.__version__,
-      'device': jax.devices()[0].device_kind,
-    }
-    print(json.dumps(answer), file=answers, flush=True)
+    batches = run(round)
+    seconds = time.perf_counter() - begun
+    size = data.workload.batch_size
+    return Answer(
+      seconds,
+      batches or data.num_batches(round),
+      batches * size if batches else int(data.sizes[data.cohort(round)].sum()),
+      compiles=len(compiles),
+      compile_seconds=sum(compiles),
+      about={
+        'jax': jax.__version__,
+        'device': jax.devices()[0].device_kind,
+        'variant': getattr(run, 'variant', given.name),
+      },
+    )
+
+  server.serve(timed)
 
 
 if __name__ == '__main__':

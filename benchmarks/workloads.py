@@ -80,15 +80,23 @@ class Data:
     return int((-(-sizes // self.workload.batch_size)).sum())
 
 
-def make_data(name: str, *, seed: int = 0, population: int = 0) -> Data:
+def make_data(
+  name: str, *, seed: int = 0, population: int = 0, cohort: int = 0
+) -> Data:
   """Draws a workload's data.
 
   Args:
     name: one of WORKLOADS.
     seed: of everything.
     population: C instead of the workload's, if > 0.
+    cohort: K instead of the workload's, if > 0; a population that is smaller
+      grows to ten times that.
   """
   workload = WORKLOADS[name]
+  if cohort:
+    workload = workload._replace(cohort=cohort)
+  if cohort > (population or workload.population):
+    population = 10 * cohort
   rng = np.random.default_rng([seed, int(name[1:])])
   size = min(_POOL, int(workload.population * workload.mean_size))
   x, y = (_text if workload.model == 'lstm' else _images)(rng, size, workload)

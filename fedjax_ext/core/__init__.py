@@ -23,6 +23,7 @@ from fedjax_ext.core.evaluation import (
 from fedjax_ext.core.features import Features, place_features
 from fedjax_ext.core.layout import Layout, make_layout
 from fedjax_ext.core.plans import Phase, Plan, PlanSpec, plan_round
+from fedjax_ext.core.prefetch import prefetch
 from fedjax_ext.core.programs import (
   Batch,
   Client,
@@ -91,6 +92,7 @@ __all__ = [
   'place_features',
   'plan_round',
   'poisson_sampler',
+  'prefetch',
   'premap',
   'run_one',
   'sample_cohort',

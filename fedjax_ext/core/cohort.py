@@ -62,12 +62,14 @@ class Cohort:
     return self._plans[name]
 
   def prepare(self, name: str) -> None:
-    """Plans, and reads the first wave's examples; for a thread that prefetches.
+    """Plans, reads the first wave's examples and sends both to the devices.
 
-    The other waves are read while the one before them runs.
+    For a thread that prefetches. The other waves are read while the one before
+    them runs.
     """
     if name not in self._first and self.plans(name):
-      self._first[name] = self.features.table(self.plans(name)[0])
+      table = self.features.table(self.plans(name)[0], self.layout.local)
+      self._first[name] = table.send(self.layout)
 
   def tables(self, name: str, *, read: bool = True) -> Iterator[Table]:
     """The waves of a plan with the examples that each gathers from.
@@ -83,7 +85,7 @@ class Cohort:
       if not read:
         yield Table(plan, {}, sharded=False)
       else:
-        yield ready or self.features.table(plan)
+        yield ready or self.features.table(plan, self.layout.local)
 
   def plan_key(self, name: str) -> jax.Array:
     """The scalar key of a plan, which clients' keys are folded from."""

@@ -19,7 +19,7 @@ from fedjax_ext.core import reducers, validate
 from fedjax_ext.core.client_states import ClientStates
 from fedjax_ext.core.cohort import Cohort, cohort_inputs
 from fedjax_ext.core.debug import run_debug
-from fedjax_ext.core.layout import Layout
+from fedjax_ext.core.layout import Layout, to_host
 from fedjax_ext.core.plans import lane_utilisation
 from fedjax_ext.core.programs import ClientProgram
 from fedjax_ext.core.reducers import Reducer
@@ -87,11 +87,11 @@ def for_each_client(
     structure = jax.tree.structure((inputs, rows))
     if structure not in known:
       known[structure] = writes_rows(program, shared, inputs, rows)
-    place = layout.shard if table.sharded else lambda arrays: arrays
+    table = table.send(layout)
     return compiled[known[structure], table.sharded](
-      plan=layout.shard(table.plan),
-      key=key,
-      features=place(table.arrays),
+      plan=table.sent,
+      key=layout.replicate(key),
+      features=table.arrays,
       shared=layout.replicate(shared),
       inputs=layout.shard(inputs),
       rows=layout.shard(rows),
@@ -127,7 +127,7 @@ def for_each_client(
       else:
         result, rows = wave(table, key, shared, mine, rows)
       if states is not None and rows is not None:
-        states = states.scatter(clients, rows)
+        states = states.scatter(clients, to_host(rows))
       merged = result if merged is None else merge(merged, result)
     acc, metrics, diagnostics = merged
     diagnostics = dict(diagnostics, lane_utilisation=lane_utilisation(plans))
@@ -221,5 +221,6 @@ def per_client(
   """
   order = np.argsort(output.clients, kind='stable')
   order = order[output.clients[order] >= 0]
-  pick = lambda x: np.asarray(x)[order]
-  return output.clients[order], jax.tree.map(pick, output.metrics)
+  pick = lambda x: x[order]
+  metrics = jax.tree.map(pick, to_host(output.metrics))
+  return output.clients[order], metrics

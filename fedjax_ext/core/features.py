@@ -45,11 +45,20 @@ class Table(NamedTuple):
     plan: the wave; its `example` [D, S, L, B] counts rows of `arrays`.
     arrays: {name: [M, ...]} whole on every device, or {name: [D, R, ...]}.
     sharded: which of the two.
+    sent: the plan on the devices, once `send` put it there.
   """
 
   plan: Plan
   arrays: dict[str, Any]
   sharded: bool
+  sent: Plan | None = None
+
+  def send(self, layout: Layout) -> 'Table':
+    """Starts the way of the plan and of sharded arrays to the devices."""
+    if self.sent is not None:
+      return self
+    arrays = layout.shard(self.arrays) if self.sharded else self.arrays
+    return self._replace(arrays=arrays, sent=layout.shard(self.plan))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +68,10 @@ class Features:
   Attributes:
     columns: {name: [M, ...]} on the host or on disk.
     placed: {name: [M, ...]} on the devices; None if they are streamed.
-    layout: devices.
   """
 
   columns: Mapping[str, Column]
   placed: Mapping[str, jax.Array] | None
-  layout: Layout
 
   @property
   def types(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -86,8 +93,13 @@ class Features:
     """Rows int64 [R] as they go to a device: {name: [R, ...]}."""
     return {n: _for_device(n, x[rows]) for n, x in self.columns.items()}
 
-  def table(self, plan: Plan) -> Table:
-    """The rows that a wave needs, on the host if they are streamed."""
+  def table(self, plan: Plan, devices: np.ndarray) -> Table:
+    """The rows that a wave needs, on the host if they are streamed.
+
+    Args:
+      plan: the wave.
+      devices: bool [D], for which of them to read.
+    """
     if self.placed is not None:
       return Table(plan, dict(self.placed), sharded=False)
     example = np.zeros_like(plan.example)
@@ -99,18 +111,23 @@ class Features:
       unique, where = np.unique(rows[real], return_inverse=True)
       example[d][real] = where.reshape(-1, rows.shape[-1])
       used.append(unique)
-    return Table(
-      plan._replace(example=example), self._read_each(used), sharded=True
-    )
+    arrays = self._read_each(used, devices)
+    return Table(plan._replace(example=example), arrays, sharded=True)
 
-  def _read_each(self, rows: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Each device's rows, padded alike: {name: [D, R, ...]}."""
-    sizes = [len(r) for r in rows]
+  def _read_each(
+    self, rows: list[np.ndarray], devices: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Each device's rows, padded alike: {name: [D, R, ...]}.
+
+    Those of other devices than `devices` [D] stay zeros.
+    """
+    most = bucket(max(*(len(r) for r in rows), 1))
+    rows = [r if d else r[:0] for r, d in zip(rows, devices, strict=True)]
     together = self.read(np.concatenate(rows).astype(np.int64))
-    ends = np.cumsum(sizes)
+    ends = np.cumsum([len(r) for r in rows])
     result = {}
     for name, values in together.items():
-      shape = (len(rows), bucket(max(*sizes, 1)), *values.shape[1:])
+      shape = (len(rows), most, *values.shape[1:])
       result[name] = np.zeros(shape, values.dtype)
       for d, part in enumerate(np.split(values, ends[:-1])):
         result[name][d, : len(part)] = part
@@ -157,10 +174,10 @@ def place_features(
   """
   validate.at_least('data_memory_gb', memory_gb, 0)
   numeric = {n: x for n, x in features.items() if x.dtype.kind in 'biuf'}
-  unplaced = Features(numeric, None, layout)
+  unplaced = Features(numeric, None)
   rows = max((len(x) for x in numeric.values()), default=0)
   fits = rows * unplaced.row_bytes <= memory_gb * 2**30
   if not fits or not all(isinstance(x, np.ndarray) for x in numeric.values()):
     return unplaced
   placed = layout.replicate({n: _for_device(n, x) for n, x in numeric.items()})
-  return Features(numeric, placed, layout)
+  return Features(numeric, placed)

@@ -1,9 +1,14 @@
-"""How a round is laid out over devices, lanes and waves."""
+"""How a round is laid out over devices, lanes and waves.
+
+With many processes (`jax.distributed`) every one of them runs the same program
+with the same plans, and feeds its own devices; arrays span all of them.
+"""
 
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -39,13 +44,28 @@ class Layout(NamedTuple):
     """D, a scalar."""
     return self.mesh.devices.size
 
+  @property
+  def local(self) -> np.ndarray:
+    """bool [D]: the devices of this process."""
+    mine = jax.process_index()
+    return np.array([d.process_index == mine for d in self.mesh.devices.flat])
+
   def replicate(self, tree: PyTree) -> PyTree:
     """Places every leaf of a pytree, whole, on each device; once."""
-    return jax.device_put(tree, NamedSharding(self.mesh, P()))
+    return self._put(tree, P())
 
   def shard(self, tree: PyTree) -> PyTree:
-    """Splits the leading axis of every leaf of a pytree over the devices."""
-    return jax.device_put(tree, NamedSharding(self.mesh, P(CLIENTS)))
+    """Splits the leading axis of every leaf of a pytree over the devices.
+
+    With many processes each only copies the part of its own devices.
+    """
+    return self._put(tree, P(CLIENTS))
+
+  def _put(self, tree: PyTree, spec: P) -> PyTree:
+    sharding = NamedSharding(self.mesh, spec)
+    if jax.process_count() == 1:
+      return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: _feed(x, sharding), tree)
 
   def describe(self) -> dict[str, Any]:
     """The layout as plain values ({name: scalar}), for the manifest."""
@@ -55,6 +75,29 @@ class Layout(NamedTuple):
       'lanes': self.lanes,
       'wave_clients': self.wave_clients,
     }
+
+
+def _feed(x: Any, sharding: NamedSharding) -> jax.Array:
+  """This process's part of an array that spans processes."""
+  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+    return jax.jit(lambda y: y, out_shardings=sharding)(x)
+  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    data = _feed(jax.random.key_data(x), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+  x = np.asarray(x)
+  return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+
+def to_host(tree: PyTree) -> PyTree:
+  """Every leaf [...] as numpy, whole in every process."""
+
+  def fetch(x: Any) -> np.ndarray:
+    whole = not isinstance(x, jax.Array) or x.is_fully_addressable
+    if whole or x.is_fully_replicated:
+      return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(fetch, tree)
 
 
 def make_layout(
@@ -87,6 +130,11 @@ def make_layout(
     (num_devices or 0) <= len(devices),
     f'Expected num_devices <= {len(devices)} (the {devices[0].platform} '
     f'devices that jax sees), got num_devices={num_devices}.',
+  )
+  validate.check(
+    jax.process_count() == 1 or (num_devices or 0) in (0, len(devices)),
+    f'Expected all {len(devices)} devices of {jax.process_count()} processes, '
+    f'got num_devices={num_devices}.',
   )
   devices = devices[: num_devices or None]
   lanes = lanes or LANES_BY_PLATFORM.get(devices[0].platform, LANES_ELSEWHERE)

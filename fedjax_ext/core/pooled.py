@@ -127,6 +127,8 @@ def pooled_scorer(
     for arrays, fixed in chunks:
       part = run(params, arrays, fixed)
       sums = part if sums is None else add(sums, part)
+      if streamed:  # or chunks would pile up on the devices
+        jax.block_until_ready(sums)
     sums = jax.tree.map(np.asarray, sums)
     return {
       split: {
@@ -171,11 +173,22 @@ def _chunks(
     if features.placed is not None:
       arrays, local = dict(features.placed), pad(rows)
     else:
-      read = features.read(pad(rows).reshape(-1))
-      split = lambda x: x.reshape(layout.num_devices, -1, *x.shape[1:])
-      arrays = layout.shard(jax.tree.map(split, read))
+      arrays = layout.shard(_read(features, pad(rows), layout))
       local = np.broadcast_to(within.astype(np.int32), shape)
     yield arrays, layout.shard((local, pad(groups), mask, number))
+
+
+def _read(
+  features: Features, rows: np.ndarray, layout: Layout
+) -> dict[str, np.ndarray]:
+  """Rows int [D, S, B] of this process's devices: {name: [D, S*B, ...]}."""
+  read = features.read(rows[layout.local].reshape(-1))
+  result = {}
+  for name, values in read.items():
+    shape = (len(rows), rows[0].size, *values.shape[1:])
+    result[name] = np.zeros(shape, values.dtype)
+    result[name][layout.local] = values.reshape(-1, *shape[1:])
+  return result
 
 
 def _run_device(

@@ -177,8 +177,9 @@ def accept(
   weight = jnp.asarray(output.weight, float_type)
   squares = [jnp.sum(jnp.square(jnp.abs(x))) for x in _inexact(output.update)]
   norm = jnp.sqrt(sum(squares, jnp.zeros(())))
+  # A finite norm has finite terms: the update needs no pass of its own.
   finite = jnp.isfinite(norm) & jnp.isfinite(weight * norm)
-  for x in _inexact((output.update, weight, output.state)):
+  for x in _inexact((weight, output.state)):
     finite &= jnp.isfinite(x).all()
   zero = lambda x: jnp.where(finite, x, jnp.zeros_like(x))
   row = jax.tree.map(

@@ -2,7 +2,8 @@
 
 A native convolution becomes a grouped one under vmap over per-client weights,
 and inside a loop XLA:CPU runs it some thirty times slower. Patches and one
-matrix product give the same numbers and stay a (batched) matrix product.
+matrix product give the same numbers and stay a (batched) matrix product. On CPU
+large patches are made a few images at a time, so that they stay in the cache.
 
 Axis letters: B examples, H height, W width, D features.
 """
@@ -21,6 +22,10 @@ Initializer = Callable[..., jax.Array]
 
 NORMS = ('group', 'batch')
 
+# On CPU the patches of one block of images take at most so many bytes: half of
+# a core's usual 1 MiB second-level cache.
+BLOCK_BYTES = 1 << 19
+
 
 def patches(
   x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int] = (1, 1)
@@ -36,6 +41,98 @@ def patches(
     [B, (H-h)//s+1, (W-w)//t+1, h*w*D], the order of a kernel [h, w, D, ...].
   """
   return jnp.concatenate(_shifts(x, kernel_size, strides), axis=-1)
+
+
+def convolution(
+  x: jax.Array, kernel: jax.Array, strides: Sequence[int] = (1, 1)
+) -> jax.Array:
+  """Convolution without padding, as patches times a matrix.
+
+  Args:
+    x: [B, H, W, D].
+    kernel: [h, w, D, F].
+    strides: (s, t), the steps between windows.
+
+  Returns:
+    [B, (H-h)//s+1, (W-w)//t+1, F].
+  """
+  block = _block(x, kernel, strides)
+  if block < x.shape[0]:
+    return _convolution_in_blocks(x, kernel, tuple(strides), block)
+  return patches(x, kernel.shape[:2], strides) @ _matrix(kernel)
+
+
+def _matrix(kernel: jax.Array) -> jax.Array:
+  return kernel.reshape(-1, kernel.shape[-1])
+
+
+def _block(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> int:
+  """How many images to convolve at a time: a divisor of B, B off the CPU."""
+  batch = x.shape[0]
+  if jax.default_backend() != 'cpu' or not batch:
+    return batch
+  windows = math.prod(
+    (length - size) // stride + 1
+    for length, size, stride in zip(
+      x.shape[1:3], kernel.shape[:2], strides, strict=True
+    )
+  )
+  image = windows * math.prod(kernel.shape[:3]) * x.dtype.itemsize
+  fits = max(BLOCK_BYTES // max(image, 1), 1)
+  return max(b for b in range(1, batch + 1) if not batch % b and b <= fits)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolution_in_blocks(
+  x: jax.Array, kernel: jax.Array, strides: tuple[int, int], block: int
+) -> jax.Array:
+  """`convolution` of `block` images at a time.
+
+  The gradient makes the patches again instead of keeping them: a whole batch of
+  them is far larger than a cache. Forward mode is not defined.
+  """
+  matrix = _matrix(kernel)
+  one = lambda images: patches(images, kernel.shape[:2], strides) @ matrix
+  y = jax.lax.map(one, x.reshape(-1, block, *x.shape[1:]))
+  return y.reshape(x.shape[0], *y.shape[2:])
+
+
+def _forward(x, kernel, strides, block):
+  return _convolution_in_blocks(x, kernel, strides, block), (x, kernel)
+
+
+def _backward(strides, block, kept, d_y):
+  x, kernel = kept
+  matrix = _matrix(kernel)
+  transposed = matrix.T
+  # Sums over blocks are kept in float32, as inside one matrix product.
+  wide = jnp.promote_types(kernel.dtype, jnp.float32)
+
+  def step(d_matrix, inputs):
+    images, d_out = inputs
+    windows, to_images = jax.vjp(
+      lambda z: patches(z, kernel.shape[:2], strides), images
+    )
+    d_out = d_out.reshape(-1, matrix.shape[1])
+    # Transposed, this product is a fifth faster on CPU.
+    part = jnp.matmul(
+      d_out.T,
+      windows.reshape(-1, matrix.shape[0]),
+      preferred_element_type=wide,
+    )
+    (d_images,) = to_images((d_out @ transposed).reshape(windows.shape))
+    return d_matrix + part, d_images
+
+  split = lambda z: z.reshape(-1, block, *z.shape[1:])
+  zeros = jnp.zeros(transposed.shape, wide)
+  d_matrix, d_x = jax.lax.scan(step, zeros, (split(x), split(d_y)))
+  return (
+    d_x.reshape(x.shape),
+    d_matrix.T.reshape(kernel.shape).astype(kernel.dtype),
+  )
+
+
+_convolution_in_blocks.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
@@ -77,8 +174,7 @@ class Conv(nn.Module):
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
     if self.padding == 'SAME':
       x = _pad_same(x, self.kernel_size, self.strides, 0)
-    windows = patches(x, self.kernel_size, self.strides)
-    y = windows @ kernel.reshape(-1, self.features)
+    y = convolution(x, kernel, self.strides)
     return y if bias is None else y + bias
 
 

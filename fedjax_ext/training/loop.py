@@ -4,7 +4,6 @@ Prefetch of plans, evaluation schedule, metric writers, progress, checkpoints,
 preemption. Rounds count from 1. Same workdir = resume.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
@@ -14,7 +13,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
@@ -35,6 +34,7 @@ from fedjax_ext.core import (
   make_cohort,
   make_evaluator,
   place_features,
+  prefetch,
   sample_cohort,
   summarize_report,
   validate,
@@ -226,21 +226,6 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def _cohorts(
-  prepare: Callable[[int], Cohort], rounds: range, prefetch: bool
-) -> Iterator[Cohort]:
-  """Yields planned cohorts; a thread prepares the next one meanwhile."""
-  if not prefetch:
-    yield from map(prepare, rounds)
-    return
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    ahead = pool.submit(prepare, rounds[0]) if len(rounds) else None
-    for round in rounds:
-      cohort = ahead.result()
-      ahead = pool.submit(prepare, round + 1) if round < rounds[-1] else None
-      yield cohort
-
-
 class _Run:
   """The pieces of one run, set up once."""
 
@@ -318,7 +303,9 @@ class _Run:
     wall = lambda: earlier + time.monotonic() - begun
     try:
       with Progress(self.schedule.num_rounds, initial=first) as progress:
-        for cohort in _cohorts(self._prepare, rounds, self.schedule.prefetch):
+        for cohort in prefetch(
+          self._prepare, rounds, ahead=self.schedule.prefetch
+        ):
           values = self._round(cohort)
           processed += values['examples']
           reports = self._evaluate(cohort.round)
