@@ -123,10 +123,7 @@ def main() -> None:
   )
   size = data.workload.batch_size
   x = torch.from_numpy(data.x)
-  if data.workload.model == 'lstm':
-    x = x.long()
-  else:
-    x = x.reshape(len(x), -1)
+  x = x.long() if data.workload.model == 'lstm' else x.reshape(len(x), -1)
   y = torch.from_numpy(data.y.astype(np.int64))
   order = (c for r in range(1, 10_000) for c in data.cohort(r).tolist())
 

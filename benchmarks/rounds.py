@@ -13,6 +13,7 @@ that has it with --fedjax_python; --pfl_python names one that has pfl-research.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import platform
@@ -55,10 +56,8 @@ class Contestant:
 
   def round(self, number: int) -> None:
     """Runs a round and keeps its answer."""
-    try:
+    with contextlib.suppress(BrokenPipeError):  # said below
       print(number, file=self._process.stdin, flush=True)
-    except BrokenPipeError:
-      pass  # what it has to say is below
     line = self._process.stdout.readline()
     if not line:
       sys.exit(f'{self.name} failed in round {number}; --verbose shows why.')

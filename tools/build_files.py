@@ -32,7 +32,7 @@ SAME_NAME = """
   tqdm
 """
 # Peers, run where they are installed by hand; requirements.lock has none.
-OPTIONAL = {'fedjax'}
+OPTIONAL = {'fedjax', 'pfl', 'torch'}
 THIRD_PARTY |= {name: name for name in SAME_NAME.split()}
 HEADER = '# Made by `python -m tools.build_files`; do not edit.\n'
 

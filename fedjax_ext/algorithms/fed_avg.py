@@ -20,11 +20,14 @@ from fedjax_ext.core import (
   Phase,
   PlanSpec,
   Predictor,
+  SparseTable,
   finish,
   for_each_client,
+  sparse_weighted_mean,
   summarize,
   validate,
   weighted_mean,
+  with_sparse_rows,
 )
 from fedjax_ext.losses import Task
 from fedjax_ext.models import params_of, stats_of, with_params
@@ -66,6 +69,7 @@ def fed_avg(
   phase: Phase = Phase(),
   weighting: str = 'examples',
   program: ClientProgram | None = None,
+  tables: tuple[SparseTable, ...] = (),
   debug: bool = False,
 ) -> FederatedAlgorithm:
   """Builds federated averaging.
@@ -84,6 +88,8 @@ def fed_avg(
     weighting: w_c is the client's number of 'examples', or 'uniform'.
     program: replaces plain local SGD; takes params as `shared` and returns a
       delta as its update, as FedProx's does.
+    tables: embedding tables of which a client gets, trains and returns only the
+      rows that its examples name; see `core.sparse_rows`.
     debug: run client by client in plain Python.
   """
   validate.one_of('weighting', weighting, ('examples', 'uniform'))
@@ -91,6 +97,9 @@ def fed_avg(
   if weighting == 'uniform':
     program = _uniform(program)
   reducer = weighted_mean()
+  if tables:
+    program = with_sparse_rows(program, tables)
+    reducer = sparse_weighted_mean(tables)
   run = for_each_client(program, reducer, layout=layout, debug=debug)
 
   def init(key: jax.Array) -> ServerState:
@@ -103,13 +112,14 @@ def fed_avg(
     return server_step(server_optimizer, state, delta)
 
   def apply(state: ServerState, client_states, cohort):
-    output, _ = run(state.params, cohort, 'train')
+    inputs = (cohort.touched('train'), ()) if tables else ()
+    output, _ = run(state.params, cohort, 'train', inputs=inputs)
     return update(state, output), client_states, summarize(output)
 
   return FederatedAlgorithm(
     init=init,
     apply=apply,
-    plans={'train': PlanSpec((phase,))},
+    plans={'train': PlanSpec((phase,), tables)},
     predictors={
       'global': Predictor(task.metrics, shared=lambda state: state.params)
     },

@@ -12,7 +12,14 @@ import optax
 
 from fedjax_ext.algorithms.fed_avg import fed_avg
 from fedjax_ext.algorithms.local_sgd import local_sgd
-from fedjax_ext.core import Client, FederatedAlgorithm, Layout, Phase, validate
+from fedjax_ext.core import (
+  Client,
+  FederatedAlgorithm,
+  Layout,
+  Phase,
+  SparseTable,
+  validate,
+)
 from fedjax_ext.losses import Task
 from fedjax_ext.models import params_of
 
@@ -34,6 +41,7 @@ def fed_prox(
   layout: Layout,
   phase: Phase = Phase(),
   weighting: str = 'examples',
+  tables: tuple[SparseTable, ...] = (),
   debug: bool = False,
 ) -> FederatedAlgorithm:
   """Builds FedProx.
@@ -49,6 +57,7 @@ def fed_prox(
     layout: devices, lanes, waves.
     phase: the local work.
     weighting: 'examples', or 'uniform'.
+    tables: as in `fed_avg`.
     debug: run client by client in plain Python.
   """
   validate.at_least('proximal_weight', proximal_weight, 0)
@@ -67,6 +76,7 @@ def fed_prox(
     layout=layout,
     phase=phase,
     weighting=weighting,
+    tables=tables,
     program=local_sgd(
       task.loss, client_optimizer, begin=begin, penalty=penalty
     ),

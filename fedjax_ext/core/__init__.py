@@ -22,7 +22,13 @@ from fedjax_ext.core.evaluation import (
 )
 from fedjax_ext.core.features import Features, place_features
 from fedjax_ext.core.layout import Layout, make_layout
-from fedjax_ext.core.plans import Phase, Plan, PlanSpec, plan_round
+from fedjax_ext.core.plans import (
+  Phase,
+  Plan,
+  PlanSpec,
+  SparseTable,
+  plan_round,
+)
 from fedjax_ext.core.prefetch import prefetch
 from fedjax_ext.core.programs import (
   Batch,
@@ -50,6 +56,10 @@ from fedjax_ext.core.sampling import (
   uniform_sampler,
   weighted_sampler,
 )
+from fedjax_ext.core.sparse_rows import (
+  sparse_weighted_mean,
+  with_sparse_rows,
+)
 from fedjax_ext.core.validate import InvalidInput
 
 __all__ = [
@@ -76,6 +86,7 @@ __all__ = [
   'Report',
   'RoundOutput',
   'Sampler',
+  'SparseTable',
   'StepInfo',
   'by_key',
   'collect',
@@ -96,6 +107,7 @@ __all__ = [
   'premap',
   'run_one',
   'sample_cohort',
+  'sparse_weighted_mean',
   'summarize',
   'summarize_report',
   'total',
@@ -103,4 +115,5 @@ __all__ = [
   'validate',
   'weighted_mean',
   'weighted_sampler',
+  'with_sparse_rows',
 ]

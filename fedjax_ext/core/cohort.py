@@ -15,6 +15,7 @@ from fedjax_ext.core import validate
 from fedjax_ext.core.features import Features, Table
 from fedjax_ext.core.layout import Layout
 from fedjax_ext.core.plans import ClientRows, Plan, PlanSpec, plan_round
+from fedjax_ext.core.sparse_rows import touched_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Cohort:
   _first: dict[str, Table] = dataclasses.field(
     default_factory=dict, repr=False, compare=False
   )
+  _touched: dict[str, dict[str, np.ndarray]] = dataclasses.field(
+    default_factory=dict, repr=False, compare=False
+  )
 
   def plans(self, name: str) -> list[Plan]:
     """The waves of a plan; [D, ...] arrays, computed once, on first use."""
@@ -61,6 +65,19 @@ class Cohort:
       )
     return self._plans[name]
 
+  def touched(self, name: str) -> dict[str, np.ndarray]:
+    """Rows of the plan's tables that clients touch, {path: int32 [K, R]}.
+
+    Computed once, on first use; see `sparse_rows`.
+    """
+    if name not in self._touched:
+      spec = self.specs[name]
+      splits = {p.split: self.data[p.split] for p in spec.phases}
+      self._touched[name] = touched_rows(
+        spec.tables, splits, self.features.columns, self.clients
+      )
+    return self._touched[name]
+
   def prepare(self, name: str) -> None:
     """Plans, reads the first wave's examples and sends both to the devices.
 
@@ -70,6 +87,8 @@ class Cohort:
     if name not in self._first and self.plans(name):
       table = self.features.table(self.plans(name)[0], self.layout.local)
       self._first[name] = table.send(self.layout)
+    if self.specs[name].tables:
+      self.touched(name)
 
   def tables(self, name: str, *, read: bool = True) -> Iterator[Table]:
     """The waves of a plan with the examples that each gathers from.
@@ -101,6 +120,7 @@ class Cohort:
       clients=self.clients[np.asarray(chosen, bool)],
       _plans={},
       _first={},
+      _touched={},
     )
 
 

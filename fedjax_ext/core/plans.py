@@ -28,7 +28,8 @@ class ClientRows(Protocol):
 
   Attributes:
     offsets: int64 [C+1]; client c owns positions offsets[c]:offsets[c+1].
-    rows: int64 [N], the feature row of every position.
+    rows: int64 [N], the feature row of every position; or an object that is
+      indexed like it, with `starts` int64 [C] if each client's are successive.
   """
 
   offsets: np.ndarray
@@ -61,10 +62,32 @@ class Phase(NamedTuple):
   max_examples: int | None = None
 
 
+class SparseTable(NamedTuple):
+  """A table of the model and the features that name its rows.
+
+  Attributes:
+    path: how the paths of its leaves end, as in 'embedding/embedding'; the
+      leaves are [V, ...].
+    features: names of integer columns whose values are rows of it.
+    num_rows: V.
+  """
+
+  path: str
+  features: tuple[str, ...]
+  num_rows: int
+
+
 class PlanSpec(NamedTuple):
-  """The phases of a client's local work, a tuple of Phase, in order."""
+  """A client's local work.
+
+  Attributes:
+    phases: a tuple of Phase, in order.
+    tables: a tuple of SparseTable, for which `Cohort.touched` lists the rows
+      that each client touches.
+  """
 
   phases: tuple[Phase, ...] = (Phase(),)
+  tables: tuple[SparseTable, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -267,7 +290,12 @@ def _phase_steps(
   if phase.shuffle:
     order, first = _shuffles(key, clients, sizes, num_passes)
     position = order[(first[owner][:, None] + passes * n[:, None]) + position]
-  example = data.rows[starts[owner][:, None] + position]
+  # Where each client owns one stretch of rows, no position has to be looked up.
+  segments = getattr(data.rows, 'starts', None)
+  if segments is not None:
+    example = segments[clients][owner][:, None] + position
+  else:
+    example = data.rows[starts[owner][:, None] + position]
   part = dict(
     owner=owner,
     example=np.asarray(example, np.int64).reshape(-1, size),
@@ -324,14 +352,18 @@ def _shuffles(
     segment = np.repeat(np.arange(len(owner)), lengths)
     position = ramp(lengths)
     hashed = _mix(base[segment] ^ position.astype(np.uint64))
-  bits = np.uint64(max(len(owner) - 1, 1).bit_length())
-  ranks = np.argsort(
-    (segment.astype(np.uint64) << (np.uint64(64) - bits)) | (hashed >> bits),
-    kind='stable',
+  # One sort of (segment, hash, position): numbers sort faster than an argsort,
+  # and equal hashes keep their order on every machine.
+  high = np.uint64(max(len(owner) - 1, 1).bit_length())
+  low = np.uint64(max(int(lengths.max(initial=1)) - 1, 1).bit_length())
+  keys = (
+    segment.astype(np.uint64) << (np.uint64(64) - high)
+    | hashed >> (high + low) << low
+    | position.astype(np.uint64)
   )
-  begins = np.cumsum(lengths) - lengths
+  order = np.sort(keys, kind='stable') & ((np.uint64(1) << low) - np.uint64(1))
   work = sizes * passes
-  return ranks - begins[segment], np.cumsum(work) - work
+  return order.astype(np.int64), np.cumsum(work) - work
 
 
 class _Packing(NamedTuple):

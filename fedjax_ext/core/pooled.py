@@ -109,7 +109,7 @@ def pooled_scorer(
   def run(params: PyTree, arrays: PyTree, fixed: PyTree) -> Sums:
     return jax.shard_map(
       functools.partial(
-        _run_device, predictor.metrics, examples.num_groups, streamed
+        _run_device, predictor.metrics, layout, examples.num_groups, streamed
       ),
       mesh=layout.mesh,
       in_specs=(P(), P(CLIENTS) if streamed else P(), P(CLIENTS)),
@@ -193,6 +193,7 @@ def _read(
 
 def _run_device(
   metrics: Callable,
+  layout: Layout,
   num_groups: int,
   streamed: bool,
   params: PyTree,
@@ -225,7 +226,7 @@ def _run_device(
     return result
 
   sums = lax.fori_loop(0, rows.shape[0], body, zeros)
-  return lax.psum(sums, CLIENTS)
+  return layout.sum_devices(sums)
 
 
 def evaluation_info(step: jax.Array) -> StepInfo:

@@ -70,7 +70,7 @@ def run_wave(
   split, whole = P(CLIENTS), P()
   acc_specs = _specs(reducer.merge)
   return jax.shard_map(
-    functools.partial(_run_device, program, reducer, writes, sharded),
+    functools.partial(_run_device, program, reducer, layout, writes, sharded),
     mesh=layout.mesh,
     in_specs=(split, whole, split if sharded else whole, whole, split, split),
     out_specs=((acc_specs, split, split), split),
@@ -245,6 +245,7 @@ def _many_lanes(types: PyTree, step: Any, lanes: int) -> tuple[Any, ...]:
 def _run_device(
   program: ClientProgram,
   reducer: Reducer,
+  layout: Layout,
   writes: bool,
   sharded: bool,
   plan: Plan,
@@ -289,10 +290,7 @@ def _run_device(
   folded = lax.fori_loop(0, plan.num_empty, clients.close_empty, folded)
   _, folded = lax.fori_loop(0, plan.num_steps, body, (states, folded))
   acc = reducers.map_merge(
-    reducer.merge,
-    folded.acc,
-    lambda x: lax.psum(x, CLIENTS),
-    lambda x: x,
+    reducer.merge, folded.acc, layout.sum_devices, lambda x: x
   )
   diagnostics = {'update_norm': folded.norms, 'dropped': folded.dropped}
   return (

@@ -13,6 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from fedjax_ext.core import InvalidInput
+from fedjax_ext.training import processes
 from fedjax_ext.training.loop import Interrupted, Result
 
 
@@ -87,7 +88,11 @@ def print_result(
       the pooled metric of the main predictor, i.e. weighted by examples.
     workdir: the run's folder.
     metric: the metric of all of these.
+
+  Of many processes only the first prints.
   """
+  if not processes.is_first():
+    return
   columns = ('pooled', 'mean', 'p5', 'p25', 'p50', 'p75', 'p95')
   width = max(
     (len(f'{n} {p}') for n, r in result.reports.items() for p in r), default=0

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from fedjax_ext.core import ClientStates, InvalidInput
+from fedjax_ext.training import processes
 
 _LOG = logging.getLogger(__name__)
 
@@ -209,10 +210,12 @@ class Checkpoints:
       _reason(error),
     )
     self._manager.close()
-    aside = self._workdir / 'unreadable_checkpoints'
-    aside.mkdir(exist_ok=True)
-    number = len(list(aside.glob(f'{step}.*')))
-    self._path(step).rename(aside / f'{step}.{number}')
+    if processes.is_first():
+      aside = self._workdir / 'unreadable_checkpoints'
+      aside.mkdir(exist_ok=True)
+      number = len(list(aside.glob(f'{step}.*')))
+      self._path(step).rename(aside / f'{step}.{number}')
+    processes.wait_for_all(f'checkpoint {step} set aside')
     self._manager = self._open()
 
   def abandon(self) -> None:

@@ -1,12 +1,12 @@
 """Flags that every experiment shares, and what is built from them.
 
 Groups: `client_*` local work, `server_*` the server's optimizer, `data_*` the
-data, and flags of the run itself. Importing this module defines them.
+data, and flags of the run itself; those of the machine are in device_flags.
+Importing this module defines them.
 """
 
 import functools
 import logging
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,6 @@ from fedjax_ext.core import (
   Layout,
   Phase,
   Sampler,
-  make_layout,
   poisson_sampler,
   uniform_sampler,
   validate,
@@ -37,7 +36,7 @@ from fedjax_ext.models import (
   rematerialised,
   with_compute_dtype,
 )
-from fedjax_ext.training import calls
+from fedjax_ext.training import calls, device_flags
 from fedjax_ext.training.loop import Schedule, Seeds
 
 FLAGS = flags.FLAGS
@@ -48,6 +47,8 @@ GIVEN_SKEW = ('num_clients', 'seed')
 DEFAULT_PARTITION = 'dirichlet:num_clients=100,alpha=0.5'
 GIVEN_MODEL = ('input_shape', 'num_classes')
 OPTIMIZERS = ('sgd', 'adam', 'adamw', 'yogi', 'adagrad', 'rmsprop')
+
+flags.adopt_module_key_flags(device_flags)
 
 # The run.
 flags.DEFINE_string(
@@ -83,15 +84,6 @@ flags.DEFINE_integer('eval_batch_size', 128, 'Examples in an evaluation batch.')
 flags.DEFINE_integer('checkpoint_every', 10, 'Rounds between checkpoints.')
 flags.DEFINE_integer('keep_checkpoints', 2, 'Checkpoints to keep, >= 2.')
 flags.DEFINE_bool('prefetch', True, 'Plan the next round in a thread.')
-flags.DEFINE_integer(
-  'num_devices', 0, 'Devices to use; 0 takes all (on CPU: one for each core).'
-)
-flags.DEFINE_integer(
-  'lanes', 0, 'Lanes per device; 0 is the rule per platform.'
-)
-flags.DEFINE_integer(
-  'wave_clients', 0, 'Clients in a wave of a round; 0 runs them as one wave.'
-)
 flags.DEFINE_bool('debug', False, 'Run client by client in plain Python.')
 
 # Data. A function that a flag names takes its arguments after a colon.
@@ -224,38 +216,15 @@ NAMED = {
   'model': MODELS,
 }
 
-# Flags that say where things are or how it runs, not what it computes. Devices,
-# lanes and waves are bound as the layout that they lead to.
+# Flags that say where things are or how it runs, not what it computes.
 UNBOUND = (
   'workdir',
   'data_dir',
   'data_memory_gb',
   'prefetch',
   'debug',
-  'num_devices',
-  'lanes',
-  'wave_clients',
+  *device_flags.UNBOUND,
 )
-
-
-def use_all_cpus() -> None:
-  """Makes one CPU device for each core this process may use.
-
-  On CPU two devices of one core each beat one device with two threads by 1.1 to
-  1.65 times. Does nothing once jax has started, or where XLA_FLAGS already says
-  how many; an accelerator, if there is one, is used regardless.
-  """
-  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
-    return
-  cores = (
-    len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
-  )
-  devices = FLAGS.num_devices or min(cores, max(FLAGS.cohort_size, 1))
-  validate.at_least('num_devices', devices, 1)
-  try:
-    jax.config.update('jax_num_cpu_devices', devices)
-  except RuntimeError:  # jax is already running, e.g. in a notebook
-    return
 
 
 def flag_values(module: str) -> dict[str, Any]:
@@ -320,13 +289,8 @@ def schedule_from_flags() -> Schedule:
 
 
 def layout_from_flags() -> Layout:
-  """Devices, lanes and waves; starts jax, after `use_all_cpus`."""
-  use_all_cpus()
-  return make_layout(
-    num_devices=FLAGS.num_devices,
-    lanes=FLAGS.lanes,
-    wave_clients=FLAGS.wave_clients,
-  )
+  """Devices, lanes and waves; starts jax."""
+  return device_flags.layout_from_flags(FLAGS.cohort_size)
 
 
 def columns_from_flags() -> data.Columns:

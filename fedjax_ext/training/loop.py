@@ -40,6 +40,7 @@ from fedjax_ext.core import (
   validate,
 )
 from fedjax_ext.core.plans import ClientRows
+from fedjax_ext.training import processes
 from fedjax_ext.training.checkpoints import Checkpoints, digest
 from fedjax_ext.training.manifest import Manifest, open_workdir, write_manifest
 from fedjax_ext.training.plots import plot_curves, plot_participants
@@ -198,18 +199,33 @@ def train(
       checkpoints/, curves.png, partition.png, report.json and final.json.
     manifest: from `make_manifest`.
 
+  With many processes, see `processes`.
+
   Raises:
     InvalidInput: the workdir belongs to another run.
     OSError: a write failed; the last good checkpoint restores.
     Interrupted: SIGTERM or SIGINT came; a checkpoint was saved.
   """
-  with _locked(workdir):
-    manifest = open_workdir(workdir, manifest)
+  own = processes.own_folder(workdir)
+  with contextlib.ExitStack() as stack:
+
+    def start() -> Manifest:
+      stack.enter_context(_locked(own))
+      return open_workdir(own, manifest)
+
+    manifest = processes.agree(start)
     run = _Run(
-      algorithm, dataset, sampler, seeds, schedule, layout, workdir, manifest
+      algorithm,
+      dataset,
+      sampler,
+      seeds,
+      schedule,
+      layout,
+      own,
+      manifest,
+      Checkpoints(workdir, keep=schedule.keep_checkpoints),
     )
-    with _Signals() as signals:
-      return run(signals)
+    return run(stack.enter_context(_Signals()))
 
 
 @contextlib.contextmanager
@@ -239,11 +255,13 @@ class _Run:
     layout,
     workdir,
     manifest,
+    checkpoints,
   ):
     self.algorithm, self.dataset = algorithm, dataset
     self.sampler, self.seeds = sampler, seeds
     self.schedule, self.layout = schedule, layout
     self.workdir, self.manifest = workdir, manifest
+    self.checkpoints = checkpoints
     self.features = place_features(
       dataset.features, layout, memory_gb=schedule.data_memory_gb
     )
@@ -285,7 +303,7 @@ class _Run:
 
   def __call__(self, signals: _Signals) -> Result:
     begun = time.monotonic()
-    checkpoints = Checkpoints(self.workdir, keep=self.schedule.keep_checkpoints)
+    checkpoints = self.checkpoints
     restored = checkpoints.restore(self.server_state, self.client_states)
     first, processed = 0, 0
     if restored is not None:
@@ -302,7 +320,9 @@ class _Run:
     earlier = self.manifest['wall_seconds']
     wall = lambda: earlier + time.monotonic() - begun
     try:
-      with Progress(self.schedule.num_rounds, initial=first) as progress:
+      with Progress(
+        self.schedule.num_rounds, initial=first, bar=processes.is_first()
+      ) as progress:
         for cohort in prefetch(
           self._prepare, rounds, ahead=self.schedule.prefetch
         ):
@@ -312,7 +332,7 @@ class _Run:
           values |= _flatten(reports)
           writer.write(cohort.round, values)
           progress.update(_short(values), important=bool(reports))
-          stopped = signals.received
+          stopped = processes.largest(signals.received)
           if self._saves(cohort.round) or stopped:
             checkpoints.save(
               cohort.round,

@@ -13,7 +13,12 @@ class Progress:
   """Counts rounds; use as a context manager."""
 
   def __init__(
-    self, total: int, *, initial: int = 0, seconds_between_lines: float = 10.0
+    self,
+    total: int,
+    *,
+    initial: int = 0,
+    seconds_between_lines: float = 10.0,
+    bar: bool = True,
   ):
     """Starts counting.
 
@@ -21,13 +26,14 @@ class Progress:
       total: rounds in all.
       initial: rounds already done.
       seconds_between_lines: at least so long between two log lines.
+      bar: False writes log lines on a terminal, too.
     """
     self._total = total
     self._done = initial
     self._start = self._last = time.monotonic()
     self._initial = initial
     self._pause = seconds_between_lines
-    self._bar = _bar(total, initial)
+    self._bar = _bar(total, initial) if bar else None
 
   def __enter__(self) -> 'Progress':
     return self

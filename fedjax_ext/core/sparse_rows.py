@@ -1,0 +1,194 @@
+"""Clients that train only the rows of a large table which they touch.
+
+A recommender's or a language model's embedding table has V rows, of which one
+client's examples name a few. `with_sparse_rows` gives a client program just
+those: it gathers them, renumbers the features that name them, trains them and
+returns their change; `sparse_weighted_mean` adds it to the rows of the whole
+table. Time and memory of a client then follow R, not V.
+
+The result is that of the dense program as long as a row whose gradient is zero
+throughout is left alone: any optax optimizer without weight decay, and no
+penalty on the whole table.
+
+Axis letters: K clients of the cohort, V rows of a table, R rows that a client
+touches (padded), D features of a row.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_ext.core import reducers, validate
+from fedjax_ext.core.layout import bucket
+from fedjax_ext.core.plans import ClientRows, SparseTable, ramp
+from fedjax_ext.core.programs import Batch, Client, ClientProgram
+from fedjax_ext.core.reducers import Reducer
+
+PyTree = Any
+# Where a client has fewer than R rows: sorts behind all, and is out of range.
+NO_ROW = np.iinfo(np.int32).max
+
+
+def touched_rows(
+  tables: tuple[SparseTable, ...],
+  splits: Mapping[str, ClientRows],
+  columns: Mapping[str, Any],
+  clients: np.ndarray,
+) -> dict[str, np.ndarray]:
+  """Which rows each client's examples name, on the host.
+
+  Args:
+    tables: the tables.
+    splits: the splits that clients train on, by name.
+    columns: {name: [M, ...]} on the host or on disk.
+    clients: client numbers int64 [K].
+
+  Returns:
+    {path: int32 [K, R]}, ascending, NO_ROW behind; R is bucketed.
+
+  Raises:
+    InvalidInput: a feature is missing or names a row that a table lacks.
+  """
+  result = {}
+  for table in tables:
+    parts = []
+    for data in splits.values():
+      starts = np.asarray(data.offsets[clients], np.int64)
+      sizes = np.asarray(data.offsets[clients + 1], np.int64) - starts
+      owner = np.repeat(np.arange(len(clients)), sizes)
+      rows = data.rows[np.repeat(starts, sizes) + ramp(sizes)]
+      for feature in table.features:
+        validate.one_of('feature of a sparse table', feature, list(columns))
+        values = np.asarray(columns[feature][rows]).reshape(len(rows), -1)
+        low, high = values.min(initial=0), values.max(initial=0)
+        validate.check(
+          low >= 0 and high < table.num_rows,
+          f'Expected {feature!r} to name rows 0..{table.num_rows - 1} of '
+          f'{table.path}, got {low}..{high}.',
+        )
+        parts.append((owner[:, None] << 32 | values).reshape(-1))
+    pairs = np.unique(np.concatenate(parts))
+    owner, named = pairs >> 32, pairs & (2**32 - 1)
+    counts = np.bincount(owner.astype(np.int64), minlength=len(clients))
+    most = bucket(int(counts.max(initial=1)))
+    rows = np.full((len(clients), most), NO_ROW, np.int32)
+    rows[owner.astype(np.int64), ramp(counts)] = named
+    result[table.path] = rows
+  return result
+
+
+def with_sparse_rows(
+  program: ClientProgram, tables: tuple[SparseTable, ...]
+) -> ClientProgram:
+  """The same program on the rows that a client touches.
+
+  Its `client.inputs` is (rows of `touched_rows` {path: int32 [R]}, the inputs
+  of the program it wraps). Its update is {'update': the wrapped one with leaves
+  [R, ...] for tables, 'rows': {path: int32 [R]}}.
+
+  Args:
+    program: written for the whole table. Whatever leaf of `shared` ends with a
+      table's path is handed to it as [R, ...].
+    tables: the tables.
+  """
+
+  def small(shared: PyTree, rows: dict[str, jax.Array]) -> PyTree:
+    def pick(path, leaf):
+      for table in tables:
+        if _ends(path, table.path):
+          validate.check(
+            leaf.shape[0] == table.num_rows,
+            f'Expected {table.num_rows} rows at {table.path}, got '
+            f'{list(leaf.shape)}.',
+          )
+          # Padding reads zeros: they take no part in anything.
+          return leaf.at[rows[table.path]].get(mode='fill', fill_value=0)
+      return leaf
+
+    return jax.tree_util.tree_map_with_path(pick, shared)
+
+  def tables_of(shared: PyTree) -> dict[str, jax.Array]:
+    found = jax.tree_util.tree_leaves_with_path(shared)
+    return {
+      jax.tree_util.keystr(path): leaf
+      for path, leaf in found
+      if any(_ends(path, table.path) for table in tables)
+    }
+
+  def put(shared: PyTree, kept: dict[str, jax.Array]) -> PyTree:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: kept.get(jax.tree_util.keystr(path), leaf), shared
+    )
+
+  def split(client: Client) -> tuple[dict[str, jax.Array], Client]:
+    rows, inputs = client.inputs
+    return rows, client._replace(inputs=inputs)
+
+  def init(shared, client, key):
+    rows, client = split(client)
+    shared = small(shared, rows)
+    return rows, tables_of(shared), program.init(shared, client, key)
+
+  def step(shared, state, batch):
+    rows, kept, inner = state
+    data = dict(batch.data)
+    for table in tables:
+      for name in table.features:
+        local = jnp.searchsorted(rows[table.path], data[name])
+        data[name] = local.astype(data[name].dtype)
+    batch = Batch(data, batch.mask, batch.info)
+    return rows, kept, program.step(put(shared, kept), inner, batch)
+
+  def final(shared, client, state):
+    rows, kept, inner = state
+    _, client = split(client)
+    output = program.final(put(shared, kept), client, inner)
+    return output._replace(update={'update': output.update, 'rows': rows})
+
+  return ClientProgram(init, step, final)
+
+
+def sparse_weighted_mean(tables: tuple[SparseTable, ...]) -> Reducer:
+  """`weighted_mean` of updates by `with_sparse_rows`: whole tables [V, ...].
+
+  sum(weight * update) / sum(weight), where a client that did not touch a row
+  counts with a zero for it. Each device keeps one accumulator.
+  """
+  mean = reducers.weighted_mean()
+
+  def init(template, num_slots):
+    def whole(path, leaf):
+      for table in tables:
+        if _ends(path, table.path):
+          shape = (table.num_rows, *leaf.shape[1:])
+          return jax.ShapeDtypeStruct(shape, leaf.dtype)
+      return leaf
+
+    update = jax.tree_util.tree_map_with_path(whole, template['update'])
+    return mean.init(update, num_slots)
+
+  def add(acc, update, weight, slot):
+    del slot
+    summed, weights = acc
+
+    def fold(path, leaf, change):
+      change = jnp.where(weight == 0, 0, weight * change).astype(leaf.dtype)
+      for table in tables:
+        if _ends(path, table.path):
+          # NO_ROW is out of range: its zeros are dropped.
+          rows = update['rows'][table.path]
+          return leaf.at[rows].add(change, mode='drop', unique_indices=False)
+      return leaf + change
+
+    summed = jax.tree_util.tree_map_with_path(fold, summed, update['update'])
+    return summed, weights + weight
+
+  return mean._replace(init=init, add=add)
+
+
+def _ends(path: tuple[Any, ...], end: str) -> bool:
+  name = jax.tree_util.keystr(path, simple=True, separator='/')
+  return f'/{name}'.endswith(f'/{end}')
