@@ -15,11 +15,11 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 
 import numpy as np
 
+from benchmarks.memory import watch
 from fedjax_ext.data import write_sqlite
 
 _EXAMPLES, _PIXELS, _CLASSES = 20, (8, 8), 10
@@ -52,8 +52,7 @@ def measure(folder: pathlib.Path, clients: int, rounds: int) -> dict:
   if not path.exists():
     write_sqlite(path, synthetic(clients))
   with tempfile.TemporaryDirectory() as workdir:
-    begun = time.monotonic()
-    process = subprocess.Popen(
+    result = watch(
       [
         sys.executable,
         '-m',
@@ -73,33 +72,8 @@ def measure(folder: pathlib.Path, clients: int, rounds: int) -> dict:
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
     )
-    anon, file = [0], [0]
-    while process.poll() is None:
-      for name, kib in status(process.pid):
-        {'RssAnon': anon, 'RssFile': file}[name].append(kib)
-      time.sleep(0.02)
-    seconds = time.monotonic() - begun
-  if process.returncode:
-    sys.exit(f'The run with {clients} clients failed: {process.returncode}.')
-  return {
-    'clients': clients,
-    'file_mib': round(path.stat().st_size / 2**20, 1),
-    'peak_anon_mib': round(max(anon) / 1024, 1),
-    'peak_file_mib': round(max(file) / 1024, 1),
-    'seconds': round(seconds, 1),
-  }
-
-
-def status(pid: int) -> Iterator[tuple[str, int]]:
-  """(RssAnon or RssFile, KiB) of a process; nothing once it has ended."""
-  try:
-    lines = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
-  except OSError:
-    return
-  for line in lines:
-    name, _, value = line.partition(':')
-    if name in ('RssAnon', 'RssFile'):
-      yield name, int(value.split()[0])
+  size = round(path.stat().st_size / 2**20, 1)
+  return {'clients': clients, 'file_mib': size} | result
 
 
 def synthetic(clients: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:

@@ -97,8 +97,6 @@ def for_each_client(
       rows=layout.shard(rows),
     )
 
-  merge = jax.jit(functools.partial(_merge_waves, reducer.merge))
-
   def run(
     shared: PyTree,
     cohort: Cohort,
@@ -110,13 +108,14 @@ def for_each_client(
     _check_inputs(inputs, len(cohort.clients))
     plans = cohort.plans(plan_name)
     key = cohort.plan_key(plan_name)
-    merged, running = None, None
+    waves = _Waves(reducer.merge)
+    running = None
     for table in cohort.tables(plan_name, read=not debug):
       # The wave before runs while this one's examples were read; the one before
       # that has to be done, so that two waves' examples exist at a time.
       if table.sharded:
         jax.block_until_ready(running)
-      running = merged
+      running = waves.last
       clients = table.plan.clients
       rows = () if states is None else states.gather(clients)
       mine = cohort_inputs(cohort, table.plan, inputs)
@@ -128,8 +127,8 @@ def for_each_client(
         result, rows = wave(table, key, shared, mine, rows)
       if states is not None and rows is not None:
         states = states.scatter(clients, to_host(rows))
-      merged = result if merged is None else merge(merged, result)
-    acc, metrics, diagnostics = merged
+      waves.add(*result)
+    acc, metrics, diagnostics = waves.merged()
     diagnostics = dict(diagnostics, lane_utilisation=lane_utilisation(plans))
     clients = np.concatenate([plan.clients for plan in plans])
     return RoundOutput(acc, clients, metrics, diagnostics), states
@@ -146,14 +145,52 @@ def _check_inputs(inputs: PyTree, num_clients: int) -> None:
     )
 
 
-def _merge_waves(merge: Any, a: PyTree, b: PyTree) -> PyTree:
-  """Merges (acc, metrics, diagnostics) of two waves."""
-  join = lambda x, y: jnp.concatenate([x, y])
-  return (
-    reducers.merge_accumulators(merge, a[0], b[0]),
-    jax.tree.map(join, a[1], b[1]),
-    jax.tree.map(join, a[2], b[2]),
-  )
+class _Waves:
+  """Merges what waves return.
+
+  What is added is added as it comes, into the memory of what was there. What is
+  joined is kept and joined once, so that the programs which do it do not depend
+  on a wave's number.
+  """
+
+  def __init__(self, merge: reducers.Merge):
+    self._merge = merge
+    self._sums: list[jax.Array] = []
+    self._rows: list[PyTree] = []
+    self.last: PyTree = None
+
+  def add(self, acc: PyTree, metrics: PyTree, diagnostics: PyTree) -> None:
+    """Takes the next wave's (acc, metrics, diagnostics)."""
+    leaves, self._structure = jax.tree.flatten(acc)
+    self._added = jax.tree.leaves(
+      reducers.map_merge(self._merge, acc, lambda x: True, lambda x: False)
+    )
+    pairs = list(zip(leaves, self._added, strict=True))
+    sums = [leaf for leaf, added in pairs if added]
+    self._sums = _add(self._sums, sums) if self._rows else sums
+    joined = [leaf for leaf, added in pairs if not added]
+    self._rows.append((joined, metrics, diagnostics))
+    self.last = self._rows[-1]  # not the sums, whose memory is used again
+
+  def merged(self) -> tuple[PyTree, PyTree, PyTree]:
+    """(acc, metrics, diagnostics) of all waves."""
+    rows, metrics, diagnostics = (
+      _join(self._rows) if len(self._rows) > 1 else self._rows[0]
+    )
+    sums, rows = iter(self._sums), iter(rows)
+    leaves = [next(sums if added else rows) for added in self._added]
+    acc = jax.tree.unflatten(self._structure, leaves)
+    return acc, metrics, diagnostics
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(a: PyTree, b: PyTree) -> PyTree:
+  return jax.tree.map(jnp.add, a, b)
+
+
+@jax.jit
+def _join(trees: list[PyTree]) -> PyTree:
+  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
 
 
 def combine(reducer: Reducer, a: RoundOutput, b: RoundOutput) -> RoundOutput:

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedjax_ext.core import validate
 from fedjax_ext.core.layout import Layout, bucket
+from fedjax_ext.core.memory_maps import expect_random_access, read_rows
 from fedjax_ext.core.plans import Plan
 
 # An evaluation on streamed columns reads about so many bytes at a time.
@@ -91,7 +92,9 @@ class Features:
 
   def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Rows int64 [R] as they go to a device: {name: [R, ...]}."""
-    return {n: _for_device(n, x[rows]) for n, x in self.columns.items()}
+    return {
+      n: _for_device(n, read_rows(x, rows)) for n, x in self.columns.items()
+    }
 
   def table(self, plan: Plan, devices: np.ndarray) -> Table:
     """The rows that a wave needs, on the host if they are streamed.
@@ -178,6 +181,8 @@ def place_features(
   rows = max((len(x) for x in numeric.values()), default=0)
   fits = rows * unplaced.row_bytes <= memory_gb * 2**30
   if not fits or not all(isinstance(x, np.ndarray) for x in numeric.values()):
+    for column in numeric.values():
+      expect_random_access(column)
     return unplaced
   placed = layout.replicate({n: _for_device(n, x) for n, x in numeric.items()})
   return Features(numeric, placed)

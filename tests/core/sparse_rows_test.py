@@ -175,7 +175,9 @@ class SparseRowsTest(parameterized.TestCase):
 
   def test_unknown_feature(self):
     wrong = TABLE._replace(features=('item',))
-    with self.assertRaisesRegex(core.InvalidInput, 'got feature of a sparse table=item'):
+    with self.assertRaisesRegex(
+      core.InvalidInput, 'got feature of a sparse table=item'
+    ):
       train((wrong,), optimizer=optax.sgd(0.1))
 
 
