@@ -95,6 +95,33 @@ class EngineTest(parameterized.TestCase):
         got['sum'][slot], 3 * images.sum(), rtol=1e-4, atol=1e-3
       )
 
+  @parameterized.parameters('collect', 'total')
+  def test_more_waves_compile_one_program_more(self, reducer):
+    """The one that joins what they return; not one for each wave."""
+    compiled = []
+
+    def note(name, seconds, **more):
+      if name.endswith('backend_compile_duration'):
+        compiled.append(name)
+
+    def programs(clients):
+      compiled.clear()
+      cohort = problem.cohort(Shell(), EVERYBODY[:clients], layout)
+      run(jnp.float32(0), cohort, 'work')
+      return len(compiled)
+
+    problem = make_problem()
+    layout = core.make_layout(num_devices=1, lanes=1, wave_clients=2)
+    run = core.for_each_client(
+      recorder(), getattr(core, reducer)(), layout=layout
+    )
+    jax.monitoring.register_event_duration_secs_listener(note)
+    programs(4)
+    programs(6)  # plans of these sizes have other shapes
+    first = programs(16)
+    self.assertLessEqual(first, 2)
+    self.assertEqual(programs(16), 0)
+
   @parameterized.parameters(*LAYOUTS)
   def test_debug_path_agrees(self, **layout):
     inputs = jnp.arange(len(EVERYBODY), dtype=jnp.float32)

@@ -1,5 +1,7 @@
 """Plans: every batch of every client, packed onto lanes."""
 
+import dataclasses
+
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings
@@ -70,6 +72,45 @@ class PlanTest(parameterized.TestCase):
         self.assertEmpty(running)
         self.assertEqual(seen, set(np.flatnonzero(p.client[d] >= 0).tolist()))
         self.assertEqual(p.num_start[d, p.num_steps[d] :].sum(), 0)
+
+  @parameterized.parameters((10, 4), (50, 20), (500, 20))
+  def test_a_ragged_run_needs_few_programs(self, cohort, batch_size):
+    """200 rounds of log-normal clients have at most 4 shapes of plans."""
+    rng = np.random.default_rng(0)
+    sizes = np.rint(rng.lognormal(4, 0.6, 2_000)).astype(int).clip(3, 180)
+    view = data.from_segments(
+      {}, np.cumsum(sizes) - sizes, sizes, client_ids=np.arange(len(sizes))
+    )
+    layout = make_layout(num_devices=2, lanes=1)
+    shapes = {
+      tuple(
+        leaf.shape
+        for leaf in plan(
+          view,
+          (Phase(batch_size=batch_size),),
+          rng.choice(len(sizes), cohort, replace=False),
+          layout,
+          round=round,
+        )[0]
+      )
+      for round in range(200)
+    }
+    self.assertLessEqual(len(shapes), 4)
+
+  def test_rows_in_stretches_are_planned_as_rows_one_by_one(self):
+    """A client that owns successive rows gets the same batches either way."""
+    starts = np.array([40, 0, 7, 12])
+    sizes = np.array([9, 7, 0, 20])
+    stretches = data.from_segments({}, starts, sizes, client_ids=np.arange(4))
+    single = dataclasses.replace(stretches, rows=np.asarray(stretches.rows))
+    layout = make_layout(num_devices=2, lanes=2)
+    phases = (Phase(batch_size=4, epochs=2),)
+    for a, b in zip(
+      plan(stretches, phases, range(4), layout)[0],
+      plan(single, phases, range(4), layout)[0],
+      strict=True,
+    ):
+      np.testing.assert_array_equal(a, b)
 
   @parameterized.product(
     devices=[1, 3],

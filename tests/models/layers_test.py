@@ -1,5 +1,8 @@
 """Layers: equal to flax's own in values, gradients and parameters."""
 
+from collections.abc import Callable
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,8 @@ from fedjax_ext.models import (
   Conv,
   Norm,
   as_float_image,
+  convolution,
+  layers,
   max_pool,
   overlapping_max_pool,
   patches,
@@ -145,6 +150,84 @@ class ConvTest(parameterized.TestCase):
   def test_bad_settings(self, settings, message):
     with self.assertRaisesRegex(InvalidInput, message):
       Conv(2, (3, 3), **settings).init(jax.random.key(0), normal((1, 5, 5, 1)))
+
+
+class BlocksTest(parameterized.TestCase):
+  """Convolutions a few images at a time, as large ones run on CPU."""
+
+  def case(self, dtype='float64', batch=6, strides=(1, 1)):
+    x = normal((batch, 6, 7, 3), dtype)
+    kernel = normal((3, 2, 3, 4), dtype, 5)
+    return x, kernel, strides
+
+  def in_blocks(self, images: int, function: Callable, rows: int = 4):
+    """The same function while `images` images' patches fill a block."""
+    bytes_of_one = rows * 6 * 3 * 2 * 3 * 8
+
+    def run(*args):
+      with mock.patch.object(layers, 'BLOCK_BYTES', images * bytes_of_one):
+        return function(*args)
+
+    return run
+
+  @parameterized.product(
+    images=(1, 2, 3, 4), strides=((1, 1), (2, 1)), batch=(6, 5)
+  )
+  def test_equals_the_whole_batch(self, images, strides, batch):
+    """Values and gradients; 4 of 6 images and 2 of 5 leave divisors."""
+    with x64():
+      x, kernel, strides = self.case(batch=batch, strides=strides)
+
+      def loss(x, kernel):
+        return jnp.sum(jnp.sin(convolution(x, kernel, strides)))
+
+      both = jax.value_and_grad(loss, (0, 1))
+      expected = both(x, kernel)
+      rows = 4 if strides == (1, 1) else 2
+      blocks = self.in_blocks(images, both, rows)
+      steps = str(jax.make_jaxpr(blocks)(x, kernel))
+      self.assertIn('scan', steps)
+      got = blocks(x, kernel)
+      self.assertLess(relative_error(got, expected), 1e-12)
+      whole = self.in_blocks(batch, both)
+      self.assertNotIn('scan', str(jax.make_jaxpr(whole)(x, kernel)))
+
+  def test_second_order(self):
+    """The gradient of a gradient's norm, as distillation of maps takes it."""
+    with x64():
+      x, kernel, _ = self.case()
+
+      def norm(x, kernel):
+        first = jax.grad(lambda z: jnp.sum(jnp.sin(convolution(z, kernel))))
+        return jnp.sum(first(x) ** 2)
+
+      second = jax.grad(norm, (0, 1))
+      got = self.in_blocks(2, second)(x, kernel)
+      self.assertLess(relative_error(got, second(x, kernel)), 1e-11)
+
+  def test_lanes(self):
+    """Under vmap over clients' kernels."""
+    with x64():
+      x, kernel, _ = self.case()
+      kernels = jnp.stack([kernel, 2 * kernel])
+      loss = lambda k: jnp.sum(jnp.sin(convolution(x, k)))
+      got = self.in_blocks(2, jax.vmap(jax.grad(loss)))(kernels)
+      expected = jnp.stack([jax.grad(loss)(k) for k in kernels])
+      self.assertLess(relative_error(got, expected), 1e-12)
+
+  def test_bfloat16_sums_in_float32(self):
+    """Blocks lose no more than one product of all images does."""
+    x, kernel, _ = self.case('float32', batch=64)
+    half = lambda z: z.astype(jnp.bfloat16)
+    loss = lambda k, x: jnp.sum(convolution(x, k).astype(jnp.float32) ** 2)
+    exact = jax.grad(loss)(kernel, x)
+    whole = jax.grad(loss)(half(kernel), half(x)).astype(jnp.float32)
+    blocks = self.in_blocks(1, jax.grad(loss))(half(kernel), half(x))
+    self.assertEqual(blocks.dtype, jnp.bfloat16)
+    self.assertLess(
+      relative_error(blocks.astype(jnp.float32), exact),
+      1.5 * relative_error(whole, exact),
+    )
 
 
 class NormTest(parameterized.TestCase):
