@@ -54,6 +54,9 @@ def make_model(name: str, *, plain: bool = False) -> Any:
     'cnn': lambda: make('emnist_cnn', num_classes=62, **images),
     'softmax': lambda: make('softmax_regression', num_classes=10, **images),
     'mlp': lambda: make('mlp', num_classes=10, **images),
+    'cifar': lambda: make(
+      'group_norm_cnn', input_shape=(32, 32, 3), num_classes=10
+    ),
     'lstm': lambda: make('char_lstm', **tokens),
   }[name]()
 
@@ -82,8 +85,14 @@ def make_task(model: Any) -> Any:
   )
 
 
-def ours(data: Any) -> Round:
-  """This project's federated averaging."""
+def make_ours(
+  data: Any, *, lanes: int = 0, compute_dtype: str = 'float32'
+) -> tuple[Any, Any, Callable[[int], Any]]:
+  """This project's federated averaging on a workload.
+
+  Returns:
+    The algorithm, its first server state, and round number -> Cohort.
+  """
   import jax
   import numpy as np
   import optax
@@ -91,10 +100,14 @@ def ours(data: Any) -> Round:
   from fedjax_ext import core
   from fedjax_ext.algorithms import fed_avg
   from fedjax_ext.data import from_segments
+  from fedjax_ext.models import with_compute_dtype
 
-  layout = core.make_layout()
+  layout = core.make_layout(lanes=lanes)
+  model = make_model(data.workload.model)
+  if compute_dtype != 'float32':
+    model = with_compute_dtype(model, compute_dtype)
   algorithm = fed_avg(
-    make_task(make_model(data.workload.model)),
+    make_task(model),
     client_optimizer=optax.sgd(_RATE),
     server_optimizer=optax.sgd(1.0),
     layout=layout,
@@ -108,23 +121,37 @@ def ours(data: Any) -> Round:
   )
   features = core.place_features(federated.features, layout)
   state = layout.replicate(jax.jit(algorithm.init)(jax.random.key(0)))
+
+  def make_cohort(round: int) -> core.Cohort:
+    return core.make_cohort(
+      data.cohort(round),
+      round=round,
+      seed=0,
+      specs=algorithm.plans,
+      data={'train': federated},
+      features=features,
+      layout=layout,
+    )
+
+  return algorithm, state, make_cohort
+
+
+def ours(data: Any) -> Round:
+  """This project's federated averaging."""
+  import jax
+
+  from fedjax_ext.core import Cohort, prefetch
+
+  algorithm, state, make_cohort = make_ours(data)
   planning = threading.Lock()
 
-  def prepare(round: int) -> core.Cohort:
+  def prepare(round: int) -> Cohort:
     with planning:
-      cohort = core.make_cohort(
-        data.cohort(round),
-        round=round,
-        seed=0,
-        specs=algorithm.plans,
-        data={'train': federated},
-        features=features,
-        layout=layout,
-      )
+      cohort = make_cohort(round)
       cohort.prepare('train')
       return cohort
 
-  cohorts = core.prefetch(prepare, range(1, 10_000))
+  cohorts = prefetch(prepare, range(1, 10_000))
 
   def run(round: int) -> None:
     nonlocal state
@@ -135,6 +162,7 @@ def ours(data: Any) -> Round:
     with planning:  # the next round's plan is this round's work
       pass
 
+  run.close = cohorts.close
   return run
 
 
@@ -260,13 +288,23 @@ def main() -> None:
   parser.add_argument('--workload', required=True)
   parser.add_argument('--population', type=int, default=0)
   parser.add_argument('--cohort', type=int, default=0)
+  parser.add_argument('--core', type=int, help='use only this core')
+  parser.add_argument('--coordinator_address', default='')
+  parser.add_argument('--num_processes', type=int, default=1)
+  parser.add_argument('--process_id', type=int, default=0)
   given = parser.parse_args()
   server = Server()
+  if given.core is not None:
+    os.sched_setaffinity(0, {given.core})
 
   import jax
 
   if given.name == 'ours':
     use_one_device_per_core()
+  if given.coordinator_address:
+    jax.distributed.initialize(
+      given.coordinator_address, given.num_processes, given.process_id
+    )
   compiles: list[float] = []
 
   def note(name: str, seconds: float, **more: Any) -> None:
@@ -301,6 +339,7 @@ def main() -> None:
     )
 
   server.serve(timed)
+  getattr(run, 'close', lambda: None)()
 
 
 if __name__ == '__main__':

@@ -31,8 +31,8 @@ WARM_UP = 3
 class Contestant:
   """One process; see `protocol`."""
 
-  def __init__(self, name: str, given: argparse.Namespace):
-    """Starts it."""
+  def __init__(self, name: str, given: argparse.Namespace, *more: str):
+    """Starts it, with more arguments."""
     self.name = name
     family = name.removesuffix('2').split('_')[0]
     python = getattr(given, f'{family}_python', sys.executable)
@@ -46,6 +46,7 @@ class Contestant:
         f'--workload={given.workload}',
         f'--population={given.population}',
         f'--cohort={given.cohort}',
+        *more,
       ],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
@@ -54,14 +55,22 @@ class Contestant:
     )
     self.answers: list[dict[str, Any]] = []
 
-  def round(self, number: int) -> None:
-    """Runs a round and keeps its answer."""
-    with contextlib.suppress(BrokenPipeError):  # said below
+  def begin(self, number: int) -> None:
+    """Starts a round."""
+    with contextlib.suppress(BrokenPipeError):  # `end` says it
       print(number, file=self._process.stdin, flush=True)
+
+  def end(self, number: int) -> None:
+    """Waits for the round and keeps its answer."""
     line = self._process.stdout.readline()
     if not line:
       sys.exit(f'{self.name} failed in round {number}; --verbose shows why.')
     self.answers.append(json.loads(line))
+
+  def round(self, number: int) -> None:
+    """Runs a round."""
+    self.begin(number)
+    self.end(number)
 
   def close(self) -> None:
     """Ends the process."""
@@ -91,18 +100,23 @@ class Contestant:
     } | first['about']
 
 
-def main() -> None:
-  """Prints a line for each contestant and the ratios; writes --json."""
-  parser = argparse.ArgumentParser(prog='python -m benchmarks.rounds')
-  parser.add_argument('--workload', choices=WORKLOADS, default='W2')
-  parser.add_argument('--against', default='floor', help=', '.join(OTHERS))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """What every contestant is told."""
+  parser.add_argument('--workload', choices=tuple(WORKLOADS)[:4], default='W2')
   parser.add_argument('--rounds', type=int, default=7, help='timed, each')
   parser.add_argument('--population', type=int, default=0, help='0: its own')
   parser.add_argument('--cohort', type=int, default=0, help='0: its own')
+  parser.add_argument('--verbose', action='store_true')
+
+
+def main() -> None:
+  """Prints a line for each contestant and the ratios; writes --json."""
+  parser = argparse.ArgumentParser(prog='python -m benchmarks.rounds')
+  add_arguments(parser)
+  parser.add_argument('--against', default='floor', help=', '.join(OTHERS))
   parser.add_argument('--fedjax_python', default=sys.executable)
   parser.add_argument('--pfl_python', default=sys.executable)
   parser.add_argument('--json', default='', help='file to write')
-  parser.add_argument('--verbose', action='store_true')
   given = parser.parse_args()
   names = ['ours', *filter(None, given.against.split(','))]
   unknown = [n for n in names[1:] if n not in OTHERS]

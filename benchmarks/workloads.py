@@ -9,6 +9,7 @@ Axis letters: M examples of the pool, C clients, K clients of a cohort.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ class Workload(NamedTuple):
   """What is trained; scalars. Rate 0.1 on clients, 1 at the server, 1 epoch.
 
   Attributes:
-    model: 'cnn', 'softmax', 'lstm' or 'mlp'.
+    model: 'cnn', 'softmax', 'lstm', 'mlp' or 'cifar'.
     population: C.
     cohort: K.
     mean_size: mean examples of a client.
@@ -45,6 +46,8 @@ WORKLOADS = {
   'W2': Workload('softmax', 10_000, 500, 60, (3, 180), 20, 10),
   'W3': Workload('lstm', 700, 10, 60, (3, 180), 4, VOCABULARY),
   'W4': Workload('mlp', 1_000, 100, 200, (10, 600), 20, 10),
+  # The shape of pfl-research's CIFAR-10 benchmark, with noise for images.
+  'cifar10': Workload('cifar', 1_000, 50, 50, (50, 50), 10, 10),
 }
 
 
@@ -54,7 +57,7 @@ class Data:
 
   Attributes:
     workload: its numbers.
-    x: float32 [M, 28, 28, 1], or tokens int32 [M, 80].
+    x: float32 [M, 28, 28, 1] or [M, 32, 32, 3], or tokens int32 [M, 80].
     y: labels int32 [M], or next tokens int32 [M, 80].
     starts: each client's first example, int64 [C].
     sizes: each client's number of examples, int64 [C].
@@ -97,7 +100,7 @@ def make_data(
     workload = workload._replace(cohort=cohort)
   if cohort > (population or workload.population):
     population = 10 * cohort
-  rng = np.random.default_rng([seed, int(name[1:])])
+  rng = np.random.default_rng([seed, list(WORKLOADS).index(name) + 1])
   size = min(_POOL, int(workload.population * workload.mean_size))
   x, y = (_text if workload.model == 'lstm' else _images)(rng, size, workload)
   mean = np.log(workload.mean_size) - _SIGMA**2 / 2
@@ -110,11 +113,13 @@ def _images(
   rng: np.random.Generator, size: int, workload: Workload
 ) -> tuple[np.ndarray, np.ndarray]:
   y = rng.integers(0, workload.num_classes, size).astype(np.int32)
-  prototypes = 0.05 * rng.standard_normal((workload.num_classes, 784))
+  shape = (32, 32, 3) if workload.model == 'cifar' else (28, 28, 1)
+  features = math.prod(shape)
+  prototypes = 0.05 * rng.standard_normal((workload.num_classes, features))
   # Small enough for SGD at 0.1 to be stable.
-  x = 0.1 * rng.standard_normal((size, 784), dtype=np.float32)
+  x = 0.1 * rng.standard_normal((size, features), dtype=np.float32)
   x += prototypes.astype(np.float32)[y]
-  return x.reshape(size, 28, 28, 1), y
+  return x.reshape(size, *shape), y
 
 
 def _text(

@@ -246,7 +246,9 @@ class _ClientSteps(NamedTuple):
       done += np.bincount(part['owner'], minlength=len(clients))
       parts.append(part)
       first_sizes = sizes if first_sizes is None else first_sizes
-    merged = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    merged = parts[0]
+    if len(parts) > 1:
+      merged = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     return cls(clients, first_sizes, done, **merged)
 
 
@@ -281,19 +283,21 @@ def _phase_steps(
     epoch, batch = np.divmod(step, per_epoch[owner])
     count = np.minimum(size, n - batch * size)
     offset = np.arange(size)
-    position = batch[:, None] * size + np.where(
-      offset < count[:, None], offset, 0
-    )
+    # Masked places repeat the batch's first example.
+    position = offset * (offset < count[:, None])
+    position += (batch * size)[:, None]
     passes = epoch[:, None]
     epoch_end = batch == per_epoch[owner] - 1
     num_passes = -(-steps // np.maximum(per_epoch, 1))
   if phase.shuffle:
     order, first = _shuffles(key, clients, sizes, num_passes)
-    position = order[(first[owner][:, None] + passes * n[:, None]) + position]
+    position += first[owner][:, None] + passes * n[:, None]
+    position = order.take(position)
   # Where each client owns one stretch of rows, no position has to be looked up.
   segments = getattr(data.rows, 'starts', None)
   if segments is not None:
-    example = segments[clients][owner][:, None] + position
+    position += segments[clients][owner][:, None]
+    example = position
   else:
     example = data.rows[starts[owner][:, None] + position]
   part = dict(
@@ -321,9 +325,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
   """
   with np.errstate(over='ignore'):
     x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    # In place where x is an array: a plan hashes every example.
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def _mix_all(*numbers: int) -> np.uint64:
@@ -363,7 +371,7 @@ def _shuffles(
   )
   order = np.sort(keys, kind='stable') & ((np.uint64(1) << low) - np.uint64(1))
   work = sizes * passes
-  return order.astype(np.int64), np.cumsum(work) - work
+  return order.view(np.int64), np.cumsum(work) - work
 
 
 class _Packing(NamedTuple):
@@ -380,15 +388,15 @@ class _Packing(NamedTuple):
 def _pack(work: np.ndarray, layout: Layout) -> _Packing:
   """Packs clients with work [K] steps onto D x L lanes, longest first."""
   devices, lanes = layout.num_devices, layout.lanes
-  track = np.zeros(len(work), np.int64)
-  first = np.zeros(len(work), np.int64)
+  tracks, firsts = [0] * len(work), [0] * len(work)
   # Track t is lane t // D of device t % D, so that ties spread over devices.
   heap = [(0, t) for t in range(devices * lanes)]
   busy = np.argsort(-work, kind='stable')[: int((work > 0).sum())]
-  for i in busy.tolist():
+  for i, steps in zip(busy.tolist(), work[busy].tolist(), strict=True):
     load, t = heap[0]
-    track[i], first[i] = t, load
-    heapq.heapreplace(heap, (load + int(work[i]), t))
+    tracks[i], firsts[i] = t, load
+    heapq.heapreplace(heap, (load + steps, t))
+  track, first = np.array([tracks, firsts], np.int64)
   idle = np.flatnonzero(work == 0)
   track[idle] = np.arange(len(idle)) % devices
   device, lane = track % devices, track // devices

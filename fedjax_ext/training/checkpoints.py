@@ -6,11 +6,13 @@ index and a digest by which an unreadable or altered one is recognised; the rows
 themselves are not covered by it.
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
 import logging
 import pathlib
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -55,19 +57,39 @@ class Checkpoints:
   def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
     """Opens or makes workdir/checkpoints.
 
+    Orbax takes seconds to import: a thread does that while a new run compiles.
+
     Args:
       workdir: the run's folder.
       keep: how many to keep, at least 2: a fallback must remain while the
         newest is being written.
     """
-    import orbax.checkpoint as ocp  # slow to import
-
     if keep < 2:
       raise InvalidInput(f'Expected keep_checkpoints >= 2, got {keep}.')
-    self._ocp = ocp
     self._workdir = workdir
     self._keep = keep
-    self._manager = self._open()
+    self._is_new = not self._path(0).parent.is_dir()
+    self._opening = concurrent.futures.Future()
+    if jax.process_count() == 1:
+      threading.Thread(target=self._open_for, args=(self._opening,)).start()
+    else:  # processes meet while they open, which no thread may do beside us
+      self._open_for(self._opening)
+
+  @property
+  def _manager(self) -> Any:
+    return self._opening.result()
+
+  @property
+  def _ocp(self) -> Any:
+    import orbax.checkpoint as ocp
+
+    return ocp
+
+  def _open_for(self, future: concurrent.futures.Future) -> None:
+    try:
+      future.set_result(self._open())
+    except BaseException as error:
+      future.set_exception(error)
 
   def _open(self) -> Any:
     options = self._ocp.CheckpointManagerOptions(
@@ -139,6 +161,8 @@ class Checkpoints:
     Raises:
       InvalidInput: there are checkpoints and none can be read.
     """
+    if self._is_new:
+      return None
     unreadable: dict[int, Exception] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
@@ -216,7 +240,8 @@ class Checkpoints:
       number = len(list(aside.glob(f'{step}.*')))
       self._path(step).rename(aside / f'{step}.{number}')
     processes.wait_for_all(f'checkpoint {step} set aside')
-    self._manager = self._open()
+    self._opening = concurrent.futures.Future()
+    self._open_for(self._opening)
 
   def abandon(self) -> None:
     """Finishes what is being written while another error is on its way."""

@@ -4,6 +4,7 @@ Prefetch of plans, evaluation schedule, metric writers, progress, checkpoints,
 preemption. Rounds count from 1. Same workdir = resume.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
@@ -225,6 +226,10 @@ def train(
       manifest,
       Checkpoints(workdir, keep=schedule.keep_checkpoints),
     )
+    # Pictures are drawn, and what draws them is imported, while rounds run.
+    run.picture = stack.enter_context(
+      concurrent.futures.ThreadPoolExecutor(1)
+    ).submit(run.draw_participants)
     return run(stack.enter_context(_Signals()))
 
 
@@ -355,6 +360,16 @@ class _Run:
       write_manifest(self.workdir, self.manifest)
     return self._finish(writer.rows, reports, processed)
 
+  def draw_participants(self) -> None:
+    """Draws partition.png."""
+    plot_participants(
+      self.workdir / 'partition.png',
+      self.dataset.features.get('label'),
+      self.dataset.splits['train'],
+      self.dataset.participating,
+      title=f'{self.workdir.name}: train examples of participating clients',
+    )
+
   def _prepare(self, round: int) -> Cohort:
     """A planned cohort; pure, so a thread may run it ahead."""
     cohort = make_cohort(
@@ -444,13 +459,7 @@ class _Run:
       self.workdir / 'report.json', json.dumps(per_client, allow_nan=False)
     )
     plot_curves(rows, self.workdir / 'curves.png', title=self.workdir.name)
-    plot_participants(
-      self.workdir / 'partition.png',
-      self.dataset.features.get('label'),
-      self.dataset.splits['train'],
-      self.dataset.participating,
-      title=f'{self.workdir.name}: train examples of participating clients',
-    )
+    self.picture.result()
     write_atomically(
       self.workdir / 'final.json', json.dumps(summary, indent=2) + '\n'
     )

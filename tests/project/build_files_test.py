@@ -129,13 +129,13 @@ class GeneratorTest(absltest.TestCase):
     )
 
   def test_unknown_imports(self):
-    self.put('tools/x.py', 'import torch.nn\nfrom fedjax_ext.cor import f')
+    self.put('tools/x.py', 'import keras.layers\nfrom fedjax_ext.cor import f')
     with self.assertRaises(build_files.BuildError) as raised:
       build_files.expected_builds(self.root)
     self.assertEqual(
       str(raised.exception),
       'tools/x.py: unknown import fedjax_ext.cor\n'
-      'tools/x.py: unknown import torch.nn',
+      'tools/x.py: unknown import keras.layers',
     )
 
   def test_import_cycle(self):
