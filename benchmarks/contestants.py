@@ -8,7 +8,7 @@ Started by `rounds`, see `protocol`. pfl-research is in `pfl_research`.
   prefetched as the training loop does; a round ends when the next is planned.
 - floor: plain centralised SGD of the same model over full batches that are on
   the device, nothing federated: one jitted scan or a loop over one jitted step,
-  whichever is faster.
+  convolutions in blocks or whole, whichever is fastest.
 - fedjax: FedJAX's federated averaging with flax's layers.
 - fedjax_our_layers: the same with this project's layers.
 
@@ -16,6 +16,7 @@ Axis letters: B examples in a batch.
 """
 
 import argparse
+import functools
 import os
 import threading
 import time
@@ -172,6 +173,8 @@ def floor(data: Any) -> Round:
   import jax.numpy as jnp
   import numpy as np
 
+  from fedjax_ext.models import layers
+
   model = make_model(data.workload.model)
   size = data.workload.batch_size
   mask = jnp.ones(size, bool)
@@ -181,8 +184,6 @@ def floor(data: Any) -> Round:
     grads = gradient(params, *batch)
     return jax.tree.map(lambda p, g: p - _RATE * g, params, grads), None
 
-  scan = jax.jit(lambda p, batches: jax.lax.scan(step, p, batches)[0])
-  one = jax.jit(lambda p, batch: step(p, batch)[0], donate_argnums=0)
   params = jax.jit(model.init)(jax.random.key(0))
   # One number of batches for all rounds: another would compile again.
   count = int(np.median([data.num_batches(r) for r in range(1, 64)]))
@@ -192,25 +193,33 @@ def floor(data: Any) -> Round:
   batches = jax.device_put((x, y))
   each = [jax.tree.map(lambda z: z[i], batches) for i in range(count)]
   seconds: dict[Any, float] = {}
+  names: dict[Any, str] = {}
 
-  def in_scan(params: PyTree) -> PyTree:
-    return scan(params, batches)
+  def in_scan() -> Callable[[PyTree], PyTree]:
+    scan = jax.jit(lambda p, batches: jax.lax.scan(step, p, batches)[0])
+    return lambda params: scan(params, batches)
 
-  def in_loop(params: PyTree) -> PyTree:
-    for batch in each:
-      params = one(params, batch)
-    return params
+  def in_loop() -> Callable[[PyTree], PyTree]:
+    one = jax.jit(lambda p, batch: step(p, batch)[0], donate_argnums=0)
+    return lambda params: functools.reduce(one, each, params)
 
   def run(round: int) -> int:
     nonlocal params
     del round
-    for way in () if seconds else (in_scan, in_loop):
-      for _ in range(2):  # the first compiles
-        begun = time.perf_counter()
-        params = jax.block_until_ready(way(params))
-        seconds[way] = time.perf_counter() - begun
+    blocks = layers.BLOCK_BYTES
+    convolves = data.workload.model in ('cnn', 'cifar')
+    for size in () if seconds else (blocks, np.inf)[: 1 + convolves]:
+      layers.BLOCK_BYTES = size  # read where the model is traced
+      for make in (in_scan, in_loop):
+        way = make()
+        for _ in range(2):  # the first compiles
+          begun = time.perf_counter()
+          params = jax.block_until_ready(way(params))
+          seconds[way] = time.perf_counter() - begun
+        names[way] = f'{make.__name__}, blocks of {size} bytes'
+    layers.BLOCK_BYTES = blocks
     way = min(seconds, key=seconds.get)
-    run.variant = way.__name__
+    run.variant = names[way]
     params = jax.block_until_ready(way(params))
     return count
 

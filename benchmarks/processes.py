@@ -50,6 +50,8 @@ def main() -> None:
     together = max(process.answers[-1]['seconds'] for process in two)
     if number > WARM_UP:
       ratios.append(alone / together)
+  for process in one + two:  # all first: the last step is one that they share
+    process.hang_up()
   for process in one + two:
     process.close()
   print(

@@ -72,9 +72,13 @@ class Contestant:
     self.begin(number)
     self.end(number)
 
+  def hang_up(self) -> None:
+    """Says that there are no more rounds."""
+    self._process.stdin.close()
+
   def close(self) -> None:
     """Ends the process."""
-    self._process.stdin.close()
+    self.hang_up()
     self._process.wait()
 
   def summary(self, timed: list[int]) -> dict[str, Any]:

@@ -22,14 +22,13 @@ from fedjax_ext.models.model import (
 from fedjax_ext.models.precision import rematerialised, with_compute_dtype
 from fedjax_ext.models.recurrent import LSTM, LanguageLSTM, lstm
 from fedjax_ext.models.registry import MODELS, make_model
-from fedjax_ext.models.resnet import CifarResNet, ResNet, ResNetFeatures
+from fedjax_ext.models.resnet import ResNet, ResNetFeatures, cifar_resnet
 from fedjax_ext.models.transformer import TextTransformer, VisionTransformer
 
 __all__ = [
   'LSTM',
   'MLP',
   'MODELS',
-  'CifarResNet',
   'Conv',
   'EmnistCNN',
   'GroupNormCNN',
@@ -43,6 +42,7 @@ __all__ = [
   'Variables',
   'VisionTransformer',
   'as_float_image',
+  'cifar_resnet',
   'convolution',
   'from_module',
   'lstm',

@@ -78,7 +78,7 @@ def _block(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> int:
     )
   )
   image = windows * math.prod(kernel.shape[:3]) * x.dtype.itemsize
-  fits = max(BLOCK_BYTES // max(image, 1), 1)
+  fits = max(BLOCK_BYTES / max(image, 1), 1)
   return max(b for b in range(1, batch + 1) if not batch % b and b <= fits)
 
 

@@ -18,7 +18,7 @@ from fedjax_ext.models.cnn import GroupNormCNN
 from fedjax_ext.models.layers import NORMS
 from fedjax_ext.models.model import Model, from_module
 from fedjax_ext.models.recurrent import LanguageLSTM
-from fedjax_ext.models.resnet import STEMS, CifarResNet, ResNet
+from fedjax_ext.models.resnet import STEMS, ResNet, cifar_resnet
 from fedjax_ext.models.transformer import (
   POOLS,
   TextTransformer,
@@ -83,10 +83,10 @@ def resnet8(
   groups: int = 8,
   width: int = 16,
 ) -> Model:
-  """`CifarResNet` of depth 8."""
+  """`cifar_resnet` of depth 8."""
   _check_image('resnet8', input_shape, 4)
   _check_resnet(norm, groups, width)
-  module = CifarResNet(num_classes, 8, width, norm, groups)
+  module = cifar_resnet(num_classes, 8, width=width, norm=norm, groups=groups)
   return from_module(module, input_shape)
 
 

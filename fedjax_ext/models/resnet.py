@@ -173,41 +173,31 @@ class ResNet(nn.Module):
     return classifier(features(x, train, mask))
 
 
-class CifarResNet(nn.Module):
+def cifar_resnet(
+  num_classes: int,
+  depth: int = 8,
+  *,
+  width: int = 16,
+  norm: str = 'group',
+  groups: int = 8,
+) -> ResNet:
   """He et al.'s CIFAR network of depth 6n+2: three stages of n blocks.
 
-  ResNet-8 with 10 classes has 78,042 parameters. Variables are in two parts, as
-  in `ResNet`.
+  ResNet-8 with 10 classes has 78,042 parameters.
 
-  Attributes:
+  Args:
     num_classes: Y.
     depth: 8, 14, 20, 32, ...
     width: channels of the first stage.
     norm: 'group' or 'batch'.
     groups: of GroupNorm.
+
+  Raises:
+    InvalidInput: another depth.
   """
-
-  num_classes: int
-  depth: int = 8
-  width: int = 16
-  norm: str = 'group'
-  groups: int = 8
-
-  @nn.compact
-  def __call__(
-    self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
-  ) -> jax.Array:
-    """Maps images [B, H, W] or [B, H, W, D] to logits [B, Y]."""
-    validate.check(
-      self.depth >= 8 and self.depth % 6 == 2,
-      f'Expected depth 6n+2 (8, 14, 20, ...), got depth={self.depth}.',
-    )
-    features = ResNetFeatures(
-      3 * ((self.depth - 2) // 6,),
-      self.width,
-      norm=self.norm,
-      groups=self.groups,
-      name='features',
-    )
-    classifier = nn.Dense(self.num_classes, name='classifier')
-    return classifier(features(x, train, mask))
+  validate.check(
+    depth >= 8 and depth % 6 == 2,
+    f'Expected depth 6n+2 (8, 14, 20, ...), got depth={depth}.',
+  )
+  stages = 3 * ((depth - 2) // 6,)
+  return ResNet(num_classes, stages, width, 'cifar', norm, groups)

@@ -44,8 +44,8 @@ _LOG = logging.getLogger(__name__)
 # Arguments that other flags, or the data, give to a named function.
 GIVEN = ('data_dir', 'seed')
 GIVEN_SKEW = ('num_clients', 'seed')
-DEFAULT_PARTITION = 'dirichlet:num_clients=100,alpha=0.5'
 GIVEN_MODEL = ('input_shape', 'num_classes')
+DEFAULT_PARTITION = 'dirichlet:num_clients=100,alpha=0.5'
 OPTIMIZERS = ('sgd', 'adam', 'adamw', 'yogi', 'adagrad', 'rmsprop')
 
 flags.adopt_module_key_flags(device_flags)

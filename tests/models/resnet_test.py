@@ -7,10 +7,10 @@ from flax import linen as nn
 
 from fedjax_ext.core import InvalidInput
 from fedjax_ext.models import (
-  CifarResNet,
   ResNet,
   ResNetFeatures,
   Variables,
+  cifar_resnet,
   from_module,
 )
 from tests.models.checks import (
@@ -117,13 +117,13 @@ class ResNetTest(parameterized.TestCase):
     """ResNet-20 and -32 of the paper's table 6, and the shortcuts' params."""
     shortcuts = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
     for depth, paper in ((20, 269_722), (32, 464_154)):
-      init = from_module(CifarResNet(10, depth), (32, 32, 3)).init
+      init = from_module(cifar_resnet(10, depth), (32, 32, 3)).init
       self.assertEqual(num_params(init), paper + shortcuts)
 
   @parameterized.parameters(7, 2, 10, 18)
   def test_bad_depth(self, depth):
     with self.assertRaisesRegex(InvalidInput, f'6n.2 .*got depth={depth}'):
-      from_module(CifarResNet(10, depth), (8, 8, 3)).init(jax.random.key(0))
+      cifar_resnet(10, depth)
 
   def test_bad_stem(self):
     with self.assertRaisesRegex(InvalidInput, 'cifar, imagenet, got stem=x'):
