@@ -4,8 +4,8 @@ r"""Seconds from starting a binary to the end of its first round, cold and warm.
     --flagfile=experiments/fed_avg/flags/digits.flags
 
 Cold: an empty compilation cache; warm: the one that the cold run filled. More
-flags of experiments.fed_avg.run may follow. The first row of metrics.jsonl marks
-the end of the first round, which has no evaluation; the run is ended there.
+flags of experiments.fed_avg.run may follow. The first row of metrics.jsonl
+marks the end of the first round, which has no evaluation; the run ends there.
 """
 
 import argparse
