@@ -71,7 +71,7 @@ class Layout(NamedTuple):
     if self.mesh.devices.flat[0].platform != 'cpu':
       return jax.lax.psum(tree, CLIENTS)
     gathered = jax.lax.all_gather(tree, CLIENTS)
-    return jax.tree.map(lambda x: x.sum(0), gathered)
+    return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), gathered)
 
   def _put(self, tree: PyTree, spec: P) -> PyTree:
     sharding = NamedSharding(self.mesh, spec)

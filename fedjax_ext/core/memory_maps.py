@@ -19,6 +19,7 @@ def _is_whole(column: Any) -> bool:
     type(column) is np.memmap
     and isinstance(column.base, mmap.mmap)
     and column.filename is not None
+    and column.mode != 'c'  # what was written to it is not in the file
     and column.flags.c_contiguous
   )
 

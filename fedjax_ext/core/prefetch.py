@@ -22,7 +22,8 @@ def prefetch(
     return
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     coming = pool.submit(prepare, rounds[0])
-    for round in rounds:
+    for following in rounds[1:]:
       cohort = coming.result()
-      coming = pool.submit(prepare, round + 1) if round < rounds[-1] else None
+      coming = pool.submit(prepare, following)
       yield cohort
+    yield coming.result()

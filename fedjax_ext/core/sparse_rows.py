@@ -69,6 +69,7 @@ def touched_rows(
           f'Expected {feature!r} to name rows 0..{table.num_rows - 1} of '
           f'{table.path}, got {low}..{high}.',
         )
+        values = values.astype(np.int64)
         parts.append((owner[:, None] << 32 | values).reshape(-1))
     pairs = np.unique(np.concatenate(parts))
     owner, named = pairs >> 32, pairs & (2**32 - 1)
@@ -95,6 +96,16 @@ def with_sparse_rows(
     tables: the tables.
   """
 
+  # A feature carries one numbering: its tables must be touched alike.
+  for a in tables:
+    for b in tables:
+      validate.check(
+        set(a.features) == set(b.features)
+        or not set(a.features) & set(b.features),
+        f'Expected tables that share a feature to have the same features, got '
+        f'{a.features} of {a.path} and {b.features} of {b.path}.',
+      )
+
   def small(shared: PyTree, rows: dict[str, jax.Array]) -> PyTree:
     def pick(path, leaf):
       for table in tables:
@@ -108,6 +119,13 @@ def with_sparse_rows(
           return leaf.at[rows[table.path]].get(mode='fill', fill_value=0)
       return leaf
 
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(shared)]
+    for table in tables:
+      validate.check(
+        any(_ends(path, table.path) for path in paths),
+        f'Expected a leaf of the model whose path ends with {table.path}, got '
+        f'{[jax.tree_util.keystr(path) for path in paths]}.',
+      )
     return jax.tree_util.tree_map_with_path(pick, shared)
 
   def tables_of(shared: PyTree) -> dict[str, jax.Array]:
@@ -137,8 +155,8 @@ def with_sparse_rows(
     data = dict(batch.data)
     for table in tables:
       for name in table.features:
-        local = jnp.searchsorted(rows[table.path], data[name])
-        data[name] = local.astype(data[name].dtype)
+        local = jnp.searchsorted(rows[table.path], batch.data[name])
+        data[name] = local.astype(batch.data[name].dtype)
     batch = Batch(data, batch.mask, batch.info)
     return rows, kept, program.step(put(shared, kept), inner, batch)
 

@@ -120,7 +120,8 @@ def _backward(strides, block, kept, d_y):
       windows.reshape(-1, matrix.shape[0]),
       preferred_element_type=wide,
     )
-    (d_images,) = to_images((d_out @ transposed).reshape(windows.shape))
+    d_windows = (d_out @ transposed).reshape(windows.shape)
+    (d_images,) = to_images(d_windows.astype(windows.dtype))
     return d_matrix + part, d_images
 
   split = lambda z: z.reshape(-1, block, *z.shape[1:])

@@ -121,6 +121,7 @@ class Checkpoints:
     """
     args = self._ocp.args
     self.wait()
+    self._is_new = False
     try:
       items, index = {}, None
       if client_states is not None:
@@ -167,8 +168,11 @@ class Checkpoints:
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         state, meta = self._load(step, server_state, client_states)
+        failed = None
       except Exception as error:
-        unreadable[step] = error
+        failed = error
+      if processes.largest(failed is not None):
+        unreadable[step] = failed or ValueError('another process cannot')
         continue
       for bad, error in unreadable.items():
         self._set_aside(bad, error)
@@ -190,8 +194,12 @@ class Checkpoints:
     for step in self._manager.all_steps():
       try:
         indices[step] = self._index(step, client_states)
+        failed = None
       except Exception as error:
-        self._set_aside(step, error)
+        failed = error
+      if processes.largest(failed is not None):
+        indices.pop(step, None)
+        self._set_aside(step, failed or ValueError('another process cannot'))
     return indices
 
   def _load(

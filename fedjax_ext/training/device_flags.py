@@ -44,7 +44,10 @@ flags.DEFINE_string(
   'asks the cluster (Slurm, TPU pods). Empty: one process.',
 )
 flags.DEFINE_integer(
-  'num_processes', 1, 'Many processes: how many; "auto" knows.'
+  'num_processes',
+  1,
+  'Many processes: how many; "auto" knows, but needs it with --num_devices on '
+  'CPU.',
 )
 flags.DEFINE_integer(
   'process_id', 0, 'Many processes: which one this is, from 0.'

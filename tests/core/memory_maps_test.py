@@ -53,6 +53,12 @@ class MemoryMapsTest(parameterized.TestCase):
     np.testing.assert_array_equal(read, column[:20])
     self.assertTrue((read[7] == 5).all())
 
+  def test_a_copy_on_write_map(self):
+    column = np.load(self.path, mmap_mode='c')
+    column[7] = 5
+    read = memory_maps.read_rows(column, np.arange(20))
+    np.testing.assert_array_equal(read, column[:20])
+
   def test_out_of_range(self):
     column = np.load(self.path, mmap_mode='r')
     with self.assertRaisesRegex(IndexError, r'0\.\.49, got 40\.\.59'):

@@ -14,6 +14,12 @@ class PrefetchTest(parameterized.TestCase):
     got = list(prefetch(lambda round: round, rounds, ahead=ahead))
     self.assertEqual(got, list(rounds))
 
+  @parameterized.parameters(False, True)
+  def test_steps_of_a_range(self, ahead):
+    rounds = range(1, 10, 3)
+    got = list(prefetch(lambda round: round, rounds, ahead=ahead))
+    self.assertEqual(got, [1, 4, 7])
+
   def test_one_round_ahead(self):
     begun = [threading.Event() for _ in range(4)]
 

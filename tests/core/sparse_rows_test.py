@@ -173,6 +173,39 @@ class SparseRowsTest(parameterized.TestCase):
     with self.assertRaisesRegex(core.InvalidInput, 'Expected 41 rows'):
       train((TABLE._replace(num_rows=41),), optimizer=optax.sgd(0.1))
 
+  def test_no_such_leaf(self):
+    with self.assertRaisesRegex(core.InvalidInput, 'ends with embeding'):
+      train((TABLE._replace(path='embeding'),), optimizer=optax.sgd(0.1))
+
+  def test_tables_that_share_some_features(self):
+    other = TABLE._replace(path='dense', features=('target',))
+    with self.assertRaisesRegex(core.InvalidInput, 'share a feature'):
+      train((TABLE, other), optimizer=optax.sgd(0.1))
+
+  def test_two_tables_of_the_same_features(self):
+    """Factors and biases, named by one feature."""
+
+    def init(key):
+      return make_task().init(key) | {'bias': jnp.zeros(V)}
+
+    def loss(params, batch):
+      bias = params['bias'][batch.data['target']]
+      error = jnp.where(batch.mask, (bias - 1) ** 2, 0).sum()
+      return make_task().loss(params, batch) + error
+
+    def make(task, **settings):
+      return fed_avg(task._replace(init=init, loss=loss), **settings)
+
+    tables = (TABLE, TABLE._replace(path='bias'))
+    settings = dict(optimizer=optax.sgd(0.05), make=make)
+    with jax.enable_x64(True):
+      dense, sparse = (train(t, **settings) for t in ((), tables))
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9),
+      dense,
+      sparse,
+    )
+
   def test_unknown_feature(self):
     wrong = TABLE._replace(features=('item',))
     with self.assertRaisesRegex(

@@ -215,6 +215,15 @@ class BlocksTest(parameterized.TestCase):
       expected = jnp.stack([jax.grad(loss)(k) for k in kernels])
       self.assertLess(relative_error(got, expected), 1e-12)
 
+  def test_images_of_another_type(self):
+    x, kernel, _ = self.case('float32')
+    loss = lambda x, k: jnp.sum(convolution(x, k))
+    x = x.astype(jnp.bfloat16)
+    got = self.in_blocks(1, jax.grad(loss, (0, 1)))(x, kernel)
+    expected = jax.grad(loss, (0, 1))(x, kernel)
+    self.assertEqual([g.dtype for g in got], [e.dtype for e in expected])
+    self.assertLess(relative_error(got[1], expected[1]), 1e-2)
+
   def test_bfloat16_sums_in_float32(self):
     """Blocks lose no more than one product of all images does."""
     x, kernel, _ = self.case('float32', batch=64)
