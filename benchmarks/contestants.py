@@ -208,15 +208,15 @@ def floor(data: Any) -> Round:
     del round
     blocks = layers.BLOCK_BYTES
     convolves = data.workload.model in ('cnn', 'cifar')
-    for size in () if seconds else (blocks, np.inf)[: 1 + convolves]:
-      layers.BLOCK_BYTES = size  # read where the model is traced
+    for limit in () if seconds else (blocks, np.inf)[: 1 + convolves]:
+      layers.BLOCK_BYTES = limit  # read where the model is traced
       for make in (in_scan, in_loop):
         way = make()
         for _ in range(2):  # the first compiles
           begun = time.perf_counter()
           params = jax.block_until_ready(way(params))
           seconds[way] = time.perf_counter() - begun
-        names[way] = f'{make.__name__}, blocks of {size} bytes'
+        names[way] = f'{make.__name__}, blocks of {limit} bytes'
     layers.BLOCK_BYTES = blocks
     way = min(seconds, key=seconds.get)
     run.variant = names[way]

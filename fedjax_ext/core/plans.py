@@ -319,6 +319,20 @@ def ramp(lengths: np.ndarray) -> np.ndarray:
   )
 
 
+def rows_of(
+  data: ClientRows, clients: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """All rows of clients int64 [K], and where in `clients` their owners are.
+
+  Returns:
+    (rows int64 [N], owner int64 [N]), client after client.
+  """
+  starts = np.asarray(data.offsets[clients], np.int64)
+  sizes = np.asarray(data.offsets[clients + 1], np.int64) - starts
+  rows = data.rows[np.repeat(starts, sizes) + ramp(sizes)]
+  return np.asarray(rows), np.repeat(np.arange(len(clients)), sizes)
+
+
 def _mix(x: np.ndarray) -> np.ndarray:
   """SplitMix64's output function on uint64: Steele et al., "Fast splittable
   pseudorandom number generators", 2014, https://doi.org/10.1145/2660193.2660195

@@ -23,7 +23,8 @@ import numpy as np
 
 from fedjax_ext.core import reducers, validate
 from fedjax_ext.core.layout import bucket
-from fedjax_ext.core.plans import ClientRows, SparseTable, ramp
+from fedjax_ext.core.memory_maps import read_rows
+from fedjax_ext.core.plans import ClientRows, SparseTable, ramp, rows_of
 from fedjax_ext.core.programs import Batch, Client, ClientProgram
 from fedjax_ext.core.reducers import Reducer
 
@@ -53,16 +54,13 @@ def touched_rows(
     InvalidInput: a feature is missing or names a row that a table lacks.
   """
   result = {}
+  examples = [rows_of(data, clients) for data in splits.values()]
   for table in tables:
     parts = []
-    for data in splits.values():
-      starts = np.asarray(data.offsets[clients], np.int64)
-      sizes = np.asarray(data.offsets[clients + 1], np.int64) - starts
-      owner = np.repeat(np.arange(len(clients)), sizes)
-      rows = data.rows[np.repeat(starts, sizes) + ramp(sizes)]
+    for rows, owner in examples:
       for feature in table.features:
         validate.one_of('feature of a sparse table', feature, list(columns))
-        values = np.asarray(columns[feature][rows]).reshape(len(rows), -1)
+        values = read_rows(columns[feature], rows).reshape(len(rows), -1)
         low, high = values.min(initial=0), values.max(initial=0)
         validate.check(
           low >= 0 and high < table.num_rows,
@@ -73,10 +71,10 @@ def touched_rows(
         parts.append((owner[:, None] << 32 | values).reshape(-1))
     pairs = np.unique(np.concatenate(parts))
     owner, named = pairs >> 32, pairs & (2**32 - 1)
-    counts = np.bincount(owner.astype(np.int64), minlength=len(clients))
+    counts = np.bincount(owner, minlength=len(clients))
     most = bucket(int(counts.max(initial=1)))
     rows = np.full((len(clients), most), NO_ROW, np.int32)
-    rows[owner.astype(np.int64), ramp(counts)] = named
+    rows[owner, ramp(counts)] = named
     result[table.path] = rows
   return result
 
@@ -106,35 +104,31 @@ def with_sparse_rows(
         f'{a.features} of {a.path} and {b.features} of {b.path}.',
       )
 
-  def small(shared: PyTree, rows: dict[str, jax.Array]) -> PyTree:
-    def pick(path, leaf):
-      for table in tables:
-        if _ends(path, table.path):
-          validate.check(
-            leaf.shape[0] == table.num_rows,
-            f'Expected {table.num_rows} rows at {table.path}, got '
-            f'{list(leaf.shape)}.',
-          )
-          # Padding reads zeros: they take no part in anything.
-          return leaf.at[rows[table.path]].get(mode='fill', fill_value=0)
-      return leaf
-
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(shared)]
+  def small(shared: PyTree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The tables' leaves, by their whole path, with the client's rows only."""
+    kept, found = {}, set()
+    leaves = jax.tree_util.tree_leaves_with_path(shared)
+    for path, leaf in leaves:
+      table = _table_at(path, tables)
+      if table is None:
+        continue
+      validate.check(
+        leaf.shape[0] == table.num_rows,
+        f'Expected {table.num_rows} rows at {table.path}, got '
+        f'{list(leaf.shape)}.',
+      )
+      found.add(table.path)
+      # Padding reads zeros: they take no part in anything.
+      kept[jax.tree_util.keystr(path)] = leaf.at[rows[table.path]].get(
+        mode='fill', fill_value=0
+      )
     for table in tables:
       validate.check(
-        any(_ends(path, table.path) for path in paths),
+        table.path in found,
         f'Expected a leaf of the model whose path ends with {table.path}, got '
-        f'{[jax.tree_util.keystr(path) for path in paths]}.',
+        f'{[jax.tree_util.keystr(path) for path, _ in leaves]}.',
       )
-    return jax.tree_util.tree_map_with_path(pick, shared)
-
-  def tables_of(shared: PyTree) -> dict[str, jax.Array]:
-    found = jax.tree_util.tree_leaves_with_path(shared)
-    return {
-      jax.tree_util.keystr(path): leaf
-      for path, leaf in found
-      if any(_ends(path, table.path) for table in tables)
-    }
+    return kept
 
   def put(shared: PyTree, kept: dict[str, jax.Array]) -> PyTree:
     return jax.tree_util.tree_map_with_path(
@@ -147,8 +141,8 @@ def with_sparse_rows(
 
   def init(shared, client, key):
     rows, client = split(client)
-    shared = small(shared, rows)
-    return rows, tables_of(shared), program.init(shared, client, key)
+    kept = small(shared, rows)
+    return rows, kept, program.init(put(shared, kept), client, key)
 
   def step(shared, state, batch):
     rows, kept, inner = state
@@ -179,11 +173,11 @@ def sparse_weighted_mean(tables: tuple[SparseTable, ...]) -> Reducer:
 
   def init(template, num_slots):
     def whole(path, leaf):
-      for table in tables:
-        if _ends(path, table.path):
-          shape = (table.num_rows, *leaf.shape[1:])
-          return jax.ShapeDtypeStruct(shape, leaf.dtype)
-      return leaf
+      table = _table_at(path, tables)
+      if table is None:
+        return leaf
+      shape = (table.num_rows, *leaf.shape[1:])
+      return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
     update = jax.tree_util.tree_map_with_path(whole, template['update'])
     return mean.init(update, num_slots)
@@ -194,12 +188,11 @@ def sparse_weighted_mean(tables: tuple[SparseTable, ...]) -> Reducer:
 
     def fold(path, leaf, change):
       change = jnp.where(weight == 0, 0, weight * change).astype(leaf.dtype)
-      for table in tables:
-        if _ends(path, table.path):
-          # NO_ROW is out of range: its zeros are dropped.
-          rows = update['rows'][table.path]
-          return leaf.at[rows].add(change, mode='drop', unique_indices=False)
-      return leaf + change
+      table = _table_at(path, tables)
+      if table is None:
+        return leaf + change
+      # NO_ROW is out of range: its zeros are dropped.
+      return leaf.at[update['rows'][table.path]].add(change, mode='drop')
 
     summed = jax.tree_util.tree_map_with_path(fold, summed, update['update'])
     return summed, weights + weight
@@ -207,6 +200,10 @@ def sparse_weighted_mean(tables: tuple[SparseTable, ...]) -> Reducer:
   return mean._replace(init=init, add=add)
 
 
-def _ends(path: tuple[Any, ...], end: str) -> bool:
+def _table_at(
+  path: tuple[Any, ...], tables: tuple[SparseTable, ...]
+) -> SparseTable | None:
+  """The table that the leaf at a path belongs to, if any."""
   name = jax.tree_util.keystr(path, simple=True, separator='/')
-  return f'/{name}'.endswith(f'/{end}')
+  ends = (t for t in tables if f'/{name}'.endswith(f'/{t.path}'))
+  return next(ends, None)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -69,11 +68,13 @@ class Checkpoints:
     self._workdir = workdir
     self._keep = keep
     self._is_new = not self._path(0).parent.is_dir()
-    self._opening = concurrent.futures.Future()
-    if jax.process_count() == 1:
-      threading.Thread(target=self._open_for, args=(self._opening,)).start()
-    else:  # processes meet while they open, which no thread may do beside us
-      self._open_for(self._opening)
+    self._begin_to_open()
+
+  def _begin_to_open(self) -> None:
+    thread = concurrent.futures.ThreadPoolExecutor(1)
+    self._opening = thread.submit(self._open)
+    # Processes meet while they open, which no thread may do beside us.
+    thread.shutdown(wait=jax.process_count() > 1)
 
   @property
   def _manager(self) -> Any:
@@ -84,12 +85,6 @@ class Checkpoints:
     import orbax.checkpoint as ocp
 
     return ocp
-
-  def _open_for(self, future: concurrent.futures.Future) -> None:
-    try:
-      future.set_result(self._open())
-    except BaseException as error:
-      future.set_exception(error)
 
   def _open(self) -> Any:
     options = self._ocp.CheckpointManagerOptions(
@@ -248,8 +243,8 @@ class Checkpoints:
       number = len(list(aside.glob(f'{step}.*')))
       self._path(step).rename(aside / f'{step}.{number}')
     processes.wait_for_all(f'checkpoint {step} set aside')
-    self._opening = concurrent.futures.Future()
-    self._open_for(self._opening)
+    self._begin_to_open()
+    self._opening.result()
 
   def abandon(self) -> None:
     """Finishes what is being written while another error is on its way."""

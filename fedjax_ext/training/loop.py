@@ -222,15 +222,13 @@ def train(
       seeds,
       schedule,
       layout,
-      own,
+      workdir,
       manifest,
-      Checkpoints(workdir, keep=schedule.keep_checkpoints),
     )
-    # Pictures are drawn, and what draws them is imported, while rounds run.
-    run.picture = stack.enter_context(
-      concurrent.futures.ThreadPoolExecutor(1)
-    ).submit(run.draw_participants)
-    return run(stack.enter_context(_Signals()))
+    # The picture is drawn, and what draws is imported, while rounds run.
+    thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+    picture = thread.submit(run.draw_participants)
+    return run(stack.enter_context(_Signals()), picture)
 
 
 @contextlib.contextmanager
@@ -260,13 +258,13 @@ class _Run:
     layout,
     workdir,
     manifest,
-    checkpoints,
   ):
     self.algorithm, self.dataset = algorithm, dataset
     self.sampler, self.seeds = sampler, seeds
     self.schedule, self.layout = schedule, layout
-    self.workdir, self.manifest = workdir, manifest
-    self.checkpoints = checkpoints
+    self.workdir = processes.own_folder(workdir)
+    self.manifest = manifest
+    self.checkpoints = Checkpoints(workdir, keep=schedule.keep_checkpoints)
     self.features = place_features(
       dataset.features, layout, memory_gb=schedule.data_memory_gb
     )
@@ -279,7 +277,7 @@ class _Run:
         algorithm.init_client,
         num_clients=len(self.sizes),
         key=jax.random.fold_in(key, 1),
-        directory=workdir / 'client_states',
+        directory=self.workdir / 'client_states',
       )
     often = {
       name: part
@@ -306,7 +304,9 @@ class _Run:
       for name, predictor in self.algorithm.predictors.items()
     }
 
-  def __call__(self, signals: _Signals) -> Result:
+  def __call__(
+    self, signals: _Signals, picture: concurrent.futures.Future
+  ) -> Result:
     begun = time.monotonic()
     checkpoints = self.checkpoints
     restored = checkpoints.restore(self.server_state, self.client_states)
@@ -358,6 +358,7 @@ class _Run:
       writer.close()
       self.manifest = dict(self.manifest, wall_seconds=wall())
       write_manifest(self.workdir, self.manifest)
+    picture.result()
     return self._finish(writer.rows, reports, processed)
 
   def draw_participants(self) -> None:
@@ -459,7 +460,6 @@ class _Run:
       self.workdir / 'report.json', json.dumps(per_client, allow_nan=False)
     )
     plot_curves(rows, self.workdir / 'curves.png', title=self.workdir.name)
-    self.picture.result()
     write_atomically(
       self.workdir / 'final.json', json.dumps(summary, indent=2) + '\n'
     )

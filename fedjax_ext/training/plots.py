@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_ext.core import validate
-from fedjax_ext.core.plans import ClientRows, ramp
+from fedjax_ext.core.plans import ClientRows, rows_of
 
 _MAX_BUBBLES = 50  # Rows or columns; beyond, a heat map is easier to read.
 # Clients of a run that its picture shows: reading more would take long.
@@ -91,12 +91,9 @@ def plot_participants(
   if every > 1:
     participating = participating[::every]
     title += f' (one client of {every})'
-  starts = np.asarray(train.offsets[participating])
-  sizes = np.asarray(train.offsets[participating + 1]) - starts
-  rows = np.asarray(train.rows[np.repeat(starts, sizes) + ramp(sizes)])
+  rows, owner = rows_of(train, participating)
   labels = np.asarray(label[rows])
   counts = np.zeros((len(participating), int(labels.max(initial=0)) + 1), int)
-  owner = np.repeat(np.arange(len(participating)), sizes)
   np.add.at(counts, (owner, labels), 1)
   return plot_partition(path, counts, title=title, client_ids=participating)
 

@@ -94,6 +94,13 @@ def train(
 
 
 class SparseRowsTest(parameterized.TestCase):
+  def assert_same(self, dense, sparse):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9),
+      dense,
+      sparse,
+    )
+
   @parameterized.parameters(
     dict(optimizer=optax.sgd(0.05)),
     dict(optimizer=optax.sgd(0.05, momentum=0.9)),
@@ -107,11 +114,7 @@ class SparseRowsTest(parameterized.TestCase):
     with jax.enable_x64(True):
       dense = train((), **settings)
       sparse = train((TABLE,), **settings)
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9),
-      dense,
-      sparse,
-    )
+    self.assert_same(dense, sparse)
     self.assertGreater(np.abs(dense['dense']).sum(), 0)
 
   def test_clients_hold_only_their_rows(self):
@@ -158,11 +161,7 @@ class SparseRowsTest(parameterized.TestCase):
     with jax.enable_x64(True):
       dense = train((), **settings)
       sparse = train((TABLE,), **settings)
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9),
-      dense,
-      sparse,
-    )
+    self.assert_same(dense, sparse)
 
   def test_rows_out_of_range(self):
     short = TABLE._replace(num_rows=5)
@@ -200,11 +199,7 @@ class SparseRowsTest(parameterized.TestCase):
     settings = dict(optimizer=optax.sgd(0.05), make=make)
     with jax.enable_x64(True):
       dense, sparse = (train(t, **settings) for t in ((), tables))
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9),
-      dense,
-      sparse,
-    )
+    self.assert_same(dense, sparse)
 
   def test_unknown_feature(self):
     wrong = TABLE._replace(features=('item',))
