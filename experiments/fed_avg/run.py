@@ -152,8 +152,8 @@ def main() -> None:
   app.print_result(
     result,
     {
-      'test_accuracy': 'test',
-      'unparticipating_accuracy': 'unparticipating',
+      'test_accuracy': 'test/accuracy/pooled',
+      'unparticipating_accuracy': 'unparticipating/accuracy/pooled',
     },
     workdir=workdir,
   )

@@ -1,5 +1,6 @@
 """Federated algorithms, one file a paper."""
 
+from fedjax_ext.algorithms.centralised import centralised
 from fedjax_ext.algorithms.fed_avg import fed_avg, server_step
 from fedjax_ext.algorithms.fed_prox import fed_prox
 from fedjax_ext.algorithms.fine_tuning import with_fine_tuning
@@ -11,16 +12,19 @@ from fedjax_ext.algorithms.local_sgd import (
   return_delta,
 )
 from fedjax_ext.algorithms.local_training import local_training
+from fedjax_ext.algorithms.popularity import popularity
 from fedjax_ext.algorithms.scaffold import scaffold
 
 __all__ = [
   'LocalState',
   'add_scaled',
+  'centralised',
   'delta_of',
   'fed_avg',
   'fed_prox',
   'local_sgd',
   'local_training',
+  'popularity',
   'return_delta',
   'scaffold',
   'server_step',

@@ -51,14 +51,20 @@ class Cohort:
     default_factory=dict, repr=False, compare=False
   )
 
+  def clients_of(self, name: str) -> np.ndarray:
+    """Who runs a plan: the cohort, or the plan's own clients; int64 [K]."""
+    validate.one_of('plan', name, list(self.specs))
+    chosen = self.specs[name].clients
+    return self.clients if chosen is None else np.array(sorted(chosen))
+
   def plans(self, name: str) -> list[Plan]:
     """The waves of a plan; [D, ...] arrays, computed once, on first use."""
     if name not in self._plans:
-      validate.one_of('plan', name, list(self.specs))
+      clients = self.clients_of(name)
       self._plans[name] = plan_round(
         self.specs[name],
         self.data,
-        self.clients,
+        clients,
         seed=self.seed ^ zlib.crc32(name.encode()),
         round=self.round,
         layout=self.layout,
@@ -74,7 +80,7 @@ class Cohort:
       spec = self.specs[name]
       splits = {p.split: self.data[p.split] for p in spec.phases}
       self._touched[name] = touched_rows(
-        spec.tables, splits, self.features.columns, self.clients
+        spec.tables, splits, self.features.columns, self.clients_of(name)
       )
     return self._touched[name]
 
@@ -157,11 +163,17 @@ def make_cohort(
   )
 
 
-def cohort_inputs(cohort: Cohort, plan: Plan, inputs: Any) -> Any:
-  """Picks rows of `inputs` (leaves [K, ...]) for a plan's slots [D * Kd]."""
-  if not len(cohort.clients):
+def cohort_inputs(clients: np.ndarray, plan: Plan, inputs: Any) -> Any:
+  """Picks rows of `inputs` (leaves [K, ...]) for a plan's slots [D * Kd].
+
+  Args:
+    clients: who the rows belong to, int64 [K], ascending.
+    plan: the wave.
+    inputs: any pytree.
+  """
+  if not len(clients):
     empty = lambda x: np.zeros((len(plan.clients), *x.shape[1:]), x.dtype)
     return jax.tree.map(empty, inputs)
-  slots = np.searchsorted(cohort.clients, np.maximum(plan.clients, 0))
-  slots = np.minimum(slots, len(cohort.clients) - 1)
+  slots = np.searchsorted(clients, np.maximum(plan.clients, 0))
+  slots = np.minimum(slots, len(clients) - 1)
   return jax.tree.map(lambda x: x[slots], inputs)

@@ -105,7 +105,8 @@ def for_each_client(
     states: ClientStates | None = None,
     inputs: PyTree = (),
   ) -> tuple[RoundOutput, ClientStates | None]:
-    _check_inputs(inputs, len(cohort.clients))
+    members = cohort.clients_of(plan_name)
+    _check_inputs(inputs, len(members))
     plans = cohort.plans(plan_name)
     key = cohort.plan_key(plan_name)
     waves = _Waves(reducer.merge)
@@ -118,7 +119,7 @@ def for_each_client(
       running = waves.last
       clients = table.plan.clients
       rows = () if states is None else states.gather(clients)
-      mine = cohort_inputs(cohort, table.plan, inputs)
+      mine = cohort_inputs(members, table.plan, inputs)
       if debug:
         result, rows = run_debug(
           program, reducer, cohort.features, table.plan, key, shared, mine, rows

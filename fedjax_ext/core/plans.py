@@ -70,11 +70,13 @@ class SparseTable(NamedTuple):
       leaves are [V, ...].
     features: names of integer columns whose values are rows of it.
     num_rows: V.
+    always: rows that every client holds, such as that of padding.
   """
 
   path: str
   features: tuple[str, ...]
   num_rows: int
+  always: tuple[int, ...] = ()
 
 
 class PlanSpec(NamedTuple):
@@ -84,10 +86,13 @@ class PlanSpec(NamedTuple):
     phases: a tuple of Phase, in order.
     tables: a tuple of SparseTable, for which `Cohort.touched` lists the rows
       that each client touches.
+    clients: numbers of the clients that run this plan in every round, instead
+      of the cohort: of a server that has data of its own, say.
   """
 
   phases: tuple[Phase, ...] = (Phase(),)
   tables: tuple[SparseTable, ...] = ()
+  clients: tuple[int, ...] | None = None
 
 
 class Plan(NamedTuple):

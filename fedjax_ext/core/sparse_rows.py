@@ -56,7 +56,8 @@ def touched_rows(
   result = {}
   examples = [rows_of(data, clients) for data in splits.values()]
   for table in tables:
-    parts = []
+    always = np.array(table.always, np.int64)
+    parts = [(np.arange(len(clients))[:, None] << 32 | always).reshape(-1)]
     for rows, owner in examples:
       for feature in table.features:
         validate.one_of('feature of a sparse table', feature, list(columns))

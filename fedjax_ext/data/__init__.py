@@ -8,6 +8,7 @@ from fedjax_ext.data.columns import (
   make_columns,
   store_clients,
 )
+from fedjax_ext.data.controls import pool_clients, shuffle_across_clients
 from fedjax_ext.data.convert import write_columns
 from fedjax_ext.data.datasets import (
   FederatedDataset,
@@ -48,6 +49,11 @@ from fedjax_ext.data.records import (
   load_array_record,
   load_tfds,
   write_array_record,
+)
+from fedjax_ext.data.retrieval import (
+  movielens,
+  synthetic_retrieval,
+  timeline_examples,
 )
 from fedjax_ext.data.skew import (
   SKEWS,
@@ -109,16 +115,21 @@ __all__ = [
   'make_columns',
   'make_dataset',
   'map_records',
+  'movielens',
   'noise_skew',
+  'pool_clients',
   'quantity_partition',
   'read_clients',
   'rotate_skew',
   'shards_partition',
+  'shuffle_across_clients',
   'skew_groups',
   'store_clients',
   'stratified_mask',
   'synthetic_femnist',
+  'synthetic_retrieval',
   'text_columns',
+  'timeline_examples',
   'write_array_record',
   'write_columns',
   'write_sqlite',

@@ -16,6 +16,11 @@ from fedjax_ext.data.federated_images import (
   federated_emnist,
 )
 from fedjax_ext.data.records import load_array_record, load_tfds
+from fedjax_ext.data.retrieval import (
+  movielens,
+  movielens_tfds,
+  synthetic_retrieval,
+)
 from fedjax_ext.data.sqlite import load_sqlite
 from fedjax_ext.data.synthetic import synthetic_femnist
 from fedjax_ext.data.text import (
@@ -68,5 +73,8 @@ SOURCES: Mapping[str, Source] = types.MappingProxyType(
     'stackoverflow': stackoverflow,
     'text_jsonl': text_jsonl,
     'text_sqlite': text_sqlite,
+    'movielens': movielens,
+    'movielens_tfds': movielens_tfds,
+    'synthetic_retrieval': synthetic_retrieval,
   }
 )

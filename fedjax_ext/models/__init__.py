@@ -2,6 +2,7 @@
 
 from fedjax_ext.models.classifiers import MLP, EmnistCNN, SoftmaxRegression
 from fedjax_ext.models.cnn import GroupNormCNN
+from fedjax_ext.models.dual_encoder import DualEncoder, dual_encoder
 from fedjax_ext.models.layers import (
   Conv,
   Norm,
@@ -30,6 +31,7 @@ __all__ = [
   'MLP',
   'MODELS',
   'Conv',
+  'DualEncoder',
   'EmnistCNN',
   'GroupNormCNN',
   'LanguageLSTM',
@@ -44,6 +46,7 @@ __all__ = [
   'as_float_image',
   'cifar_resnet',
   'convolution',
+  'dual_encoder',
   'from_module',
   'lstm',
   'make_model',

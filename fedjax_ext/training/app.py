@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from absl import app, flags
 from absl import logging as absl_logging
 
-from fedjax_ext.core import InvalidInput
+from fedjax_ext.core import InvalidInput, summarize_report
 from fedjax_ext.training import processes
 from fedjax_ext.training.loop import Interrupted, Result
 
@@ -75,19 +75,20 @@ def _exit(code: int, message: str) -> None:
 
 def print_result(
   result: Result,
-  part_of: Mapping[str, str],
+  said: Mapping[str, str],
   *,
   workdir: pathlib.Path,
-  metric: str = 'accuracy',
+  metrics: Sequence[str] = ('accuracy',),
 ) -> None:
-  """Prints one line for each predictor and part, then the final line.
+  """Prints one line for each predictor, part and metric, then the final line.
 
   Args:
     result: the finished run.
-    part_of: {'test_accuracy': 'test'}: what the final line says of which part;
-      the pooled metric of the main predictor, i.e. weighted by examples.
+    said: what the final line says, as {name: metric of the main predictor}, for
+      instance {'test_accuracy': 'test/accuracy/pooled'}; what the run does not
+      have is left out.
     workdir: the run's folder.
-    metric: the metric of all of these.
+    metrics: to print a line of for every part.
 
   Of many processes only the first prints.
   """
@@ -97,30 +98,34 @@ def print_result(
   width = max(
     (len(f'{n} {p}') for n, r in result.reports.items() for p in r), default=0
   )
-  print(
-    f'{metric} by predictor and part; pooled = every example (of text: token) '
-    'alike, the rest over clients'
-  )
-  print(
-    f'{"":{width}}  clients  examples  ' + '  '.join(f'{c:>6}' for c in columns)
-  )
-  for predictor, report in result.reports.items():
-    for part, one in report.items():
-      summary = one.summary()
-      values = '  '.join(
-        f'{summary.get(f"{metric}/{c}", float("nan")):6.4f}' for c in columns
-      )
-      print(
-        f'{predictor + " " + part:{width}}  {summary["clients"]:7d}  '
-        f'{summary["examples"]:8d}  {values}'
-      )
-  main = next(iter(result.reports.values()))
-  said = ' '.join(
-    f'{name}={main[part].summary().get(f"{metric}/pooled", float("nan")):.4f}'
-    for name, part in part_of.items()
-    if part in main
-  )
+  for metric in metrics:
+    print(
+      f'{metric} by predictor and part; pooled = every example (of text: '
+      'token) alike, the rest over clients'
+    )
+    print(
+      f'{"":{width}}  clients  examples  '
+      + '  '.join(f'{c:>6}' for c in columns)
+    )
+    for predictor, report in result.reports.items():
+      for part, one in report.items():
+        summary = one.summary()
+        values = '  '.join(
+          f'{summary.get(f"{metric}/{c}", float("nan")):6.4f}' for c in columns
+        )
+        print(
+          f'{predictor + " " + part:{width}}  {summary["clients"]:7d}  '
+          f'{summary["examples"]:8d}  {values}'
+        )
+  measured = summarize_report(next(iter(result.reports.values())))
+  words = [
+    f'{name}={measured[key]:.4f}'
+    for name, key in said.items()
+    if key in measured
+  ]
   if result.summary['diverged']:
-    said += ' diverged=true'
-  words = ['final:', f'round={result.round}', said, f'workdir={workdir}']
-  print(' '.join(filter(None, words)), flush=True)
+    words.append('diverged=true')
+  print(
+    ' '.join(['final:', f'round={result.round}', *words, f'workdir={workdir}']),
+    flush=True,
+  )

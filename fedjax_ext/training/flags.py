@@ -8,7 +8,7 @@ Importing this module defines them.
 import functools
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -227,20 +227,23 @@ UNBOUND = (
 )
 
 
-def flag_values(module: str) -> dict[str, Any]:
+def flag_values(
+  module: str, named: Mapping[str, Mapping[str, Callable]] | None = None
+) -> dict[str, Any]:
   """The flags that define a run, {name: value}.
 
   Without those that change no result (UNBOUND).
 
   Args:
     module: `__name__` of the binary, which has adopted this module's flags.
+    named: {flag: functions known by name}, besides or instead of `NAMED`.
   """
   values = {
     flag.name: flag.value
     for flag in FLAGS.get_key_flags_for_module(module)
     if flag.name not in UNBOUND
   }
-  for name, registry in NAMED.items():
+  for name, registry in (NAMED | dict(named or {})).items():
     digests = [
       calls.source_digest(name, text, registry)
       for text in filter(None, values[name].split('+'))
@@ -515,6 +518,32 @@ def preprocess_from_flags() -> data.Preprocess | None:
   return data.chain(*steps) if steps else None
 
 
+def build_model(
+  registry: Mapping[str, Callable],
+  kind: type,
+  *,
+  input_shape: tuple[int, ...],
+  num_classes: int,
+) -> Any:
+  """What --model names, by the registry or as MODULE.FUNCTION.
+
+  Args:
+    registry: functions by name.
+    kind: the type that the function has to return.
+    input_shape: shape of one example.
+    num_classes: Y, or the size V of the vocabulary.
+  """
+  text = FLAGS.model
+  function = calls.resolve('model', text, registry)
+  _check_takes('model', text, function, *GIVEN_MODEL)
+  settings = calls.arguments('model', text, function, reserved=GIVEN_MODEL)
+  settings |= {'input_shape': input_shape, 'num_classes': num_classes}
+  _check_complete('model', text, function, settings, GIVEN_MODEL)
+  model = function(**settings)
+  _check_type('model', text, model, kind)
+  return model
+
+
 def model_from_flags(example: jax.ShapeDtypeStruct, num_classes: int) -> Model:
   """The model for a batch like the example, checked before compilation.
 
@@ -523,13 +552,9 @@ def model_from_flags(example: jax.ShapeDtypeStruct, num_classes: int) -> Model:
     num_classes: Y, or the size V of the vocabulary.
   """
   text = FLAGS.model
-  function = calls.resolve('model', text, MODELS)
-  _check_takes('model', text, function, *GIVEN_MODEL)
-  settings = calls.arguments('model', text, function, reserved=GIVEN_MODEL)
-  settings |= {'input_shape': example.shape[1:], 'num_classes': num_classes}
-  _check_complete('model', text, function, settings, GIVEN_MODEL)
-  model = function(**settings)
-  _check_type('model', text, model, Model)
+  model = build_model(
+    MODELS, Model, input_shape=example.shape[1:], num_classes=num_classes
+  )
   tokens = jnp.issubdtype(example.dtype, jnp.integer)
   expected = (*(example.shape if tokens else example.shape[:1]), num_classes)
   try:

@@ -186,6 +186,7 @@ def train(
   layout: Layout,
   workdir: pathlib.Path,
   manifest: Manifest,
+  shown: str = 'accuracy',
 ) -> Result:
   """Trains, or resumes what the workdir holds.
 
@@ -199,6 +200,7 @@ def train(
     workdir: gets manifest.json, metrics.jsonl, metrics.csv, tensorboard/,
       checkpoints/, curves.png, partition.png, report.json and final.json.
     manifest: from `make_manifest`.
+    shown: the metric of progress lines.
 
   With many processes, see `processes`.
 
@@ -224,6 +226,7 @@ def train(
       layout,
       workdir,
       manifest,
+      shown,
     )
     # The picture is drawn, and what draws is imported, while rounds run.
     thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
@@ -258,7 +261,9 @@ class _Run:
     layout,
     workdir,
     manifest,
+    shown,
   ):
+    self.shown = shown
     self.algorithm, self.dataset = algorithm, dataset
     self.sampler, self.seeds = sampler, seeds
     self.schedule, self.layout = schedule, layout
@@ -336,7 +341,7 @@ class _Run:
           reports = self._evaluate(cohort.round)
           values |= _flatten(reports)
           writer.write(cohort.round, values)
-          progress.update(_short(values), important=bool(reports))
+          progress.update(_short(values, self.shown), important=bool(reports))
           stopped = processes.largest(signals.received)
           if self._saves(cohort.round) or stopped:
             checkpoints.save(
@@ -497,13 +502,13 @@ def _flatten(reports: Mapping[str, Report]) -> dict[str, float]:
   }
 
 
-def _short(values: Mapping[str, Any]) -> str:
+def _short(values: Mapping[str, Any], shown: str) -> str:
   """The few numbers that a progress line has room for."""
   wanted = [
     name
     for name in values
     if name == 'train_loss'
-    or (':' not in name and name.endswith('accuracy/pooled'))
+    or (':' not in name and name.endswith(f'{shown}/pooled'))
   ]
   return ' '.join(
     f'{n.removesuffix("/pooled")}={values[n]:.4f}' for n in wanted

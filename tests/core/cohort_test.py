@@ -101,7 +101,7 @@ class CohortTest(absltest.TestCase):
       'matrix': np.arange(10.0).reshape(5, 2),
     }
     for plan in cohort.plans('work'):
-      got = cohort_inputs(cohort, plan, inputs)
+      got = cohort_inputs(cohort.clients, plan, inputs)
       real = plan.clients >= 0
       np.testing.assert_array_equal(
         got['number'][real], plan.clients[real] * 10

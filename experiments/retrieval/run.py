@@ -1,0 +1,143 @@
+"""Federated deep retrieval: losses that do, and do not, depend on the batch.
+
+  python -m experiments.retrieval.run --workdir=runs/retrieval \
+    --flagfile=experiments/retrieval/flags/synthetic_hinge_table.flags
+
+See README.md beside this file for the paper, the flag files and results.
+"""
+
+import numpy as np
+from absl import flags
+
+from fedjax_ext.algorithms import centralised, fed_avg, popularity
+from fedjax_ext.core import FederatedAlgorithm, Layout, validate
+from fedjax_ext.data import (
+  FederatedDataset,
+  fingerprint,
+  fingerprint_splits,
+  pool_clients,
+  shuffle_across_clients,
+)
+from fedjax_ext.losses.retrieval_task import item_table
+from fedjax_ext.training import app, retrieval_flags
+from fedjax_ext.training import flags as shared
+from fedjax_ext.training.loop import train
+from fedjax_ext.training.manifest import make_manifest
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum(
+  'algorithm',
+  'fed_avg',
+  ['fed_avg', 'centralised', 'popularity'],
+  'What to run. centralised pools the training clients and takes '
+  '--client_steps steps of --client_optimizer a round; popularity ranks items '
+  'by how often they are a label.',
+)
+flags.DEFINE_bool(
+  'shuffle_across_users',
+  False,
+  'The IID control: train examples are dealt out anew, each client keeping its '
+  'number of them.',
+)
+flags.DEFINE_bool(
+  'sparse_rows',
+  True,
+  'Clients hold only the items that they name, where the loss permits it.',
+)
+flags.adopt_module_key_flags(shared)
+flags.adopt_module_key_flags(retrieval_flags)
+FLAGS.set_default('model', 'dual_encoder')
+FLAGS.set_default('data_source', 'synthetic_retrieval')
+
+METRICS = ('recall_at_1', 'recall_at_5', 'recall_at_10', 'mrr')
+
+
+def make_dataset() -> tuple[FederatedDataset, str]:
+  """Reads the data under the chosen control; with its fingerprint."""
+  columns = shared.columns_from_flags()
+  dataset = shared.dataset_from_flags(columns)
+  if FLAGS.shuffle_across_users:
+    dataset = shuffle_across_clients(dataset, seed=shared.role_seed('data'))
+  if FLAGS.algorithm == 'centralised':
+    dataset = pool_clients(dataset)
+  return dataset, f'{fingerprint(columns)} {fingerprint_splits(dataset)}'
+
+
+def make_algorithm(
+  dataset: FederatedDataset, layout: Layout
+) -> FederatedAlgorithm:
+  """Builds --algorithm on a dataset (C clients)."""
+  encoder = retrieval_flags.encoder_from_flags(dataset)
+  if FLAGS.algorithm == 'popularity':
+    train_rows = np.concatenate(
+      [dataset.splits['train'].client_rows(c) for c in dataset.participating]
+    )
+    labels = np.asarray(dataset.features['label'][train_rows])
+    return popularity(labels, num_items=encoder.num_items)
+  loss = retrieval_flags.retrieval_loss_from_flags()
+  task = retrieval_flags.retrieval_task_from_flags(encoder, loss)
+  phase = shared.phase_from_flags()
+  optimizer = shared.optimizer_from_flags('client')
+  if FLAGS.algorithm == 'centralised':
+    validate.at_least('client_steps', FLAGS.client_steps, 1)
+    return centralised(
+      task,
+      optimizer=optimizer,
+      layout=layout,
+      phase=phase,
+      debug=FLAGS.debug,
+    )
+  tables = ()
+  if FLAGS.sparse_rows and not (loss.needs_all_items or loss.needs_table):
+    tables = (item_table(encoder),)
+  return fed_avg(
+    task,
+    client_optimizer=optimizer,
+    server_optimizer=shared.optimizer_from_flags('server'),
+    layout=layout,
+    phase=phase,
+    weighting=FLAGS.client_weighting,
+    tables=tables,
+    debug=FLAGS.debug,
+  )
+
+
+def main() -> None:
+  """Checks everything, trains or resumes, prints the result."""
+  workdir = shared.workdir_from_flags()
+  schedule = shared.schedule_from_flags()
+  seeds = shared.seeds_from_flags()
+  dataset, data_digest = make_dataset()
+  sampler = shared.sampler_from_flags(dataset)
+  layout = shared.layout_from_flags()
+  algorithm = make_algorithm(dataset, layout)
+  result = train(
+    algorithm,
+    dataset,
+    sampler=sampler,
+    seeds=seeds,
+    schedule=schedule,
+    layout=layout,
+    workdir=workdir,
+    manifest=make_manifest(
+      flags=shared.flag_values(__name__, retrieval_flags.NAMED),
+      data=data_digest,
+      layout=layout.describe(),
+    ),
+    shown='recall_at_10',
+  )
+  app.print_result(
+    result,
+    {
+      f'{part}_{metric}': f'{part}/{metric}/pooled'
+      for part in ('validation', 'test')
+      for metric in METRICS[:3]
+    },
+    workdir=workdir,
+    metrics=METRICS,
+  )
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,111 @@
+"""Where the right item ranks among all items, and what follows from it.
+
+Axis letters: B examples, N items (row 0 is padding), D features, K best items.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Scores of a chunk: memory is B times so many floats whatever N is.
+CHUNK_ITEMS = 8192
+
+
+def ranks(
+  contexts: jax.Array,
+  items: jax.Array,
+  labels: jax.Array,
+  *,
+  pad_is_candidate: bool = False,
+  pessimistic_ties: bool = False,
+  chunk_items: int = CHUNK_ITEMS,
+) -> jax.Array:
+  """Number of items that score higher than the label, int32 [B].
+
+  Scores are dot products. Items are compared in chunks.
+
+  Args:
+    contexts: [B, D].
+    items: [N, D].
+    labels: int [B].
+    pad_is_candidate: whether row 0 competes, as in the paper's code.
+    pessimistic_ties: items that score like the label count as higher.
+    chunk_items: items scored at a time.
+  """
+  right = jnp.sum(contexts * items[labels], -1)[:, None]
+
+  def higher(chunk: jax.Array, first: jax.Array) -> jax.Array:
+    scores = contexts @ chunk.T
+    numbers = first + jnp.arange(len(chunk))
+    beats = scores >= right if pessimistic_ties else scores > right
+    # The label itself never beats itself, whatever rounding says.
+    beats &= (numbers != labels[:, None]) & (numbers < len(items))
+    beats &= pad_is_candidate | (numbers > 0)
+    return beats.sum(-1, dtype=jnp.int32)
+
+  return sum(
+    higher(chunk, first) for chunk, first in _chunks(items, chunk_items)
+  )
+
+
+def _chunks(items: jax.Array, size: int) -> list[tuple[jax.Array, int]]:
+  return [(items[i : i + size], i) for i in range(0, len(items), size)]
+
+
+def top_items(
+  contexts: jax.Array,
+  items: jax.Array,
+  *,
+  k: int,
+  pad_is_candidate: bool = False,
+  chunk_items: int = CHUNK_ITEMS,
+) -> tuple[jax.Array, jax.Array]:
+  """The K items with the highest dot products: (scores, numbers) [B, K].
+
+  `lax.top_k` chunk by chunk; of equal scores the lower number comes first.
+
+  Args:
+    contexts: [B, D].
+    items: [N, D].
+    k: K, at most the number of candidates.
+    pad_is_candidate: whether row 0 may be returned.
+    chunk_items: items scored at a time.
+  """
+  best = jnp.full((len(contexts), 0), -jnp.inf)
+  numbers = jnp.zeros((len(contexts), 0), jnp.int32)
+  for chunk, first in _chunks(items, chunk_items):
+    scores = contexts @ chunk.T
+    if first == 0 and not pad_is_candidate:
+      scores = scores.at[:, 0].set(-jnp.inf)
+    here = jnp.broadcast_to(first + jnp.arange(len(chunk)), scores.shape)
+    best = jnp.concatenate([best.astype(scores.dtype), scores], -1)
+    numbers = jnp.concatenate([numbers, here], -1)
+    best, at = lax.top_k(best, min(k, best.shape[-1]))
+    numbers = jnp.take_along_axis(numbers, at, -1)
+  return best, numbers
+
+
+def ranking_metrics(
+  rank: jax.Array, *, at: tuple[int, ...] = (1, 5, 10), ndcg_at: int = 10
+) -> dict[str, jax.Array]:
+  """Metrics of examples with one right item each, by its rank from 0.
+
+  recall_at_k = [rank < k]; mrr = 1 / (rank + 1); ndcg_at_k = [rank < k] /
+  log2(rank + 2); rank itself, whose mean is the mean rank.
+
+  Args:
+    rank: int [B].
+    at: the k of recall.
+    ndcg_at: the k of ndcg.
+
+  Returns:
+    {name: [B]}.
+  """
+  rank = rank.astype(jnp.result_type(float))
+  result = {f'recall_at_{k}': (rank < k).astype(rank.dtype) for k in at}
+  gain = 1 / jnp.log2(rank + 2)
+  return result | {
+    'mrr': 1 / (rank + 1),
+    f'ndcg_at_{ndcg_at}': jnp.where(rank < ndcg_at, gain, 0),
+    'rank': rank,
+  }

@@ -1,0 +1,644 @@
+"""Retrieval losses: known values, batch (in)sensitivity, masks, safe roots."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from fedjax_ext.core import InvalidInput
+from fedjax_ext.losses import retrieval
+from fedjax_ext.losses.retrieval import RetrievalLoss, Spreadout
+from tests.problems import is_finite, relative_error, x64
+
+R1 = [[1, 2, 3], [4, 5, 6], [1, 1, 1], [1, 1, 1]]
+R3 = R1 + [[1, 1, 2]], R1 + [[-1, -2, -3]]
+R4 = (
+  [[1, 2, 3], [4, 5, 6], [-1, -2, -3], [1, 1, 1]],
+  [[1, 2, 3], [4, 5, 6], [-2, 4, 6], [1, 1, 1]],
+)
+R5 = (
+  [[1, 0, 0], [2, 0, 0], [0, 1, 0], [0, 2, 0], [0, 0, 1]],
+  [[1, 0, 0], [2, 1, 0], [0, 1, 0], [0, 2, 0], [0, 2, 1]],
+)
+R6 = [[1, 0], [0, 1], [1, 1]], [[0, 1], [1, 0], [1, 0]]
+R8_TABLE = [[0, 0], [1, 0], [0, 1], [1, 1]]
+R8_CONTEXTS = [[1, 0], [0, 1]]
+LAMBDAS = Spreadout(0.1, 0.2, 0.3)
+
+
+def loss_of(settings, contexts, embeddings, labels=None, **inputs):
+  """retrieval_loss of lists; distinct labels by default."""
+  contexts = jnp.asarray(contexts, float)
+  if embeddings is not None:
+    embeddings = jnp.asarray(embeddings, float)
+  if labels is None:
+    labels = np.arange(len(contexts))
+  for name in inputs.keys() & {'items', 'table', 'weights'}:
+    inputs[name] = jnp.asarray(inputs[name], float)
+  return retrieval.retrieval_loss(
+    settings, contexts, embeddings, jnp.asarray(labels), **inputs
+  )
+
+
+class Float64Test(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(x64())
+
+  def assert_digits(self, value, *expected):
+    """Equal to values of seven digits, to a unit of the last."""
+    np.testing.assert_allclose(value, np.squeeze(expected), atol=1e-7, rtol=0)
+
+
+class KnownValuesTest(Float64Test):
+  """Values of the spec's table, by its names R1 to R14.
+
+  Those of float32 programs are held to float32's digits.
+  """
+
+  @parameterized.parameters(
+    ('batch_softmax', {}, (R1, R1), None, 1.3616819),
+    ('batch_softmax', {'normalise': False}, (R1, R1), None, 10.500068),
+    ('batch_softmax', {}, R3, [1, 1, 1, 1, 3], 2.2404878),
+    ('batch_softmax', {}, R3, None, 1.7907719),
+    ('batch_softmax', {}, R4, None, 1.3070719),
+    ('batch_softmax', {'spreadout': LAMBDAS}, R4, None, 3.1863585),
+    ('hinge', {}, R6, None, 0.5524026),
+    ('hinge', {'spreadout': LAMBDAS}, R6, None, 1.5766667),
+  )
+  def test_cores(self, core, settings, embeddings, weights, expected):
+    """R1 to R4 and R6."""
+    inputs = {} if weights is None else {'weights': weights}
+    value = loss_of(RetrievalLoss(core, **settings), *embeddings, **inputs)
+    np.testing.assert_allclose(value, expected, rtol=1.2e-7)
+
+  @parameterized.parameters(
+    (Spreadout(0.4, 0.3, 0.7), 8.6628845),
+    (Spreadout(context=1), 4),
+    (Spreadout(label=1), 8.6023253),
+    (Spreadout(cross=1), 6.4031242),
+  )
+  def test_dot_product_spreadout(self, spreadout, expected):
+    """R5: examples of weight 0 have no loss but are in the norms."""
+    for core in ('spreadout', 'batch_softmax', 'hinge'):
+      settings = RetrievalLoss(core, spreadout=spreadout, normalise=False)
+      value = loss_of(settings, *R5, weights=np.zeros(5))
+      np.testing.assert_allclose(value, expected, rtol=1.2e-7)
+
+  def test_singletons(self):
+    """R7: the hinge of a batch is the mean of its examples', softmax is not."""
+    hinge, softmax = (
+      [loss_of(RetrievalLoss(core), [u], [v]) for u, v in zip(*R6, strict=True)]
+      for core in ('hinge', 'batch_softmax')
+    )
+    self.assert_digits(hinge, [0.81, 0.81, 0.0372078])
+    self.assert_digits(np.mean(hinge), 0.5524026)
+    self.assert_digits(softmax, np.zeros(3))
+    self.assert_digits(loss_of(RetrievalLoss(), *R6), 1.5040173)
+
+  @parameterized.parameters(
+    ({}, 1.0554552),
+    ({'context': 1}, 1.0554552),
+    ({'label': 1}, 1.0554552 + 1.4142136),
+    ({'cross': 1}, 1.0554552 + 1.2247449),
+    ({'table': 1}, 1.0554552 + 1.4142136),
+  )
+  def test_global_softmax(self, spreadout, expected):
+    """R8: with the labels' and the table's norm over all items."""
+    settings = RetrievalLoss('global_softmax', spreadout=Spreadout(**spreadout))
+    value = loss_of(
+      settings, R8_CONTEXTS, None, [1, 3], items=R8_TABLE, table=R8_TABLE
+    )
+    np.testing.assert_allclose(value, expected, rtol=1.2e-7)
+
+  @parameterized.product(
+    case=((True, 0.1414214), (False, 0.2)), form=retrieval.TABLE_FORMS
+  )
+  def test_item_table(self, case, form):
+    """R9, and through the loss."""
+    normalise, expected = case
+    table = jnp.array(R8_TABLE, float)
+    value = retrieval.table_regulariser(
+      table, spreadout=0.1, normalise=normalise, form=form
+    )
+    self.assert_digits(value, expected)
+    squares = retrieval.table_regulariser(
+      table, spreadout=0.1, l2=0.5, normalise=normalise, form=form
+    )
+    self.assert_digits(squares, expected + 2)
+    settings = RetrievalLoss(
+      'spreadout',
+      spreadout=Spreadout(table=0.1),
+      l2=0.5,
+      normalise_table=normalise,
+      table_form=form,
+    )
+    through = loss_of(settings, R8_CONTEXTS, R8_CONTEXTS, table=R8_TABLE)
+    self.assert_digits(through, squares)
+
+  @parameterized.parameters((0.4, -1), (0.9, 0), (0.95, 0), (1, 0))
+  def test_hinge_slope(self, score, expected):
+    """R12: the derivative with respect to the score."""
+    settings = RetrievalLoss('hinge', normalise=False)
+    slope = jax.grad(lambda s: loss_of(settings, s[None, None], [[1]]))
+    self.assert_digits(slope(jnp.float64(score)), expected)
+
+  @parameterized.parameters(
+    (8, 2.0794415, 0.6664680),
+    (16, 2.7725887, 1.1085723),
+    (32, 3.4657359, 1.6477724),
+  )
+  def test_softmax_of_cosines(self, size, equal, lowest):
+    """R13 and R14: all scores equal; the positive 1 and the negatives -1."""
+    alike = np.ones((size, 3))
+    self.assert_digits(loss_of(RetrievalLoss(), alike, -alike), equal)
+    scores = 2 * np.eye(size) - 1
+    settings = RetrievalLoss(normalise=False)
+    self.assert_digits(loss_of(settings, scores, np.eye(size)), lowest)
+
+
+class Batches:
+  """Random inputs in the default float type: 6 examples, items 0 to 9."""
+
+  def __init__(self, seed, size=6):
+    rng = np.random.default_rng(seed)
+    self.contexts = jnp.asarray(rng.standard_normal((size, 4)), float)
+    self.items = jnp.asarray(rng.standard_normal((10, 4)), float)
+    self.table = jnp.asarray(rng.standard_normal((10, 3)), float)
+    self.labels = rng.permutation(np.arange(1, 10))[:size]
+    self.weights = rng.uniform(0.5, 2, size)
+
+  def loss(self, settings, rows=slice(None), **inputs):
+    """The loss of the given rows."""
+    labels = jnp.asarray(self.labels[rows])
+    return retrieval.retrieval_loss(
+      settings,
+      self.contexts[rows],
+      self.items[labels],
+      labels,
+      items=self.items,
+      table=self.table,
+      **inputs,
+    )
+
+
+CORES = tuple(
+  RetrievalLoss(core, global_similarity=everything)
+  for core in retrieval.LOSSES
+  for everything in (False, True)
+)
+SPREADOUTS = (
+  {},
+  {'context': 0.1},
+  {'label': 0.1},
+  {'cross': 0.1},
+  {'table': 0.1},
+  {'label': 0.1, 'table': 0.1},
+  {'cross': 0.1, 'table': 0.1},
+)
+OPTIONS = (
+  {},
+  {'normalise': False},
+  {'l2': 0.1, 'normalise_table': False, 'table_form': 'pairs'},
+  {'pad_is_candidate': False, 'mask_false_negatives': True, 'margin': 0.5},
+)
+EVERYTHING = tuple(
+  dataclasses.replace(
+    core, spreadout=Spreadout(0.1, 0.2, 0.3, 0.4), l2=0.1, **options
+  )
+  for core in CORES
+  for options in ({}, {'normalise': False, 'table_form': 'pairs'})
+)
+
+
+class BatchSensitivityTest(Float64Test):
+  @parameterized.product(core=CORES, spreadout=SPREADOUTS, options=OPTIONS)
+  def test_mean_of_singletons(self, core, spreadout, options):
+    """It is the batch's loss exactly for the losses said to be insensitive."""
+    settings = dataclasses.replace(
+      core, spreadout=Spreadout(**spreadout), **options
+    )
+    for seed in range(2):
+      batches = Batches(seed)
+      whole = float(batches.loss(settings))
+      alone = [float(batches.loss(settings, slice(i, i + 1))) for i in range(6)]
+      difference = abs(whole - np.mean(alone))
+      if retrieval.is_batch_insensitive(settings):
+        self.assertLess(difference, 1e-12)
+      else:
+        self.assertGreater(difference, 1e-3)
+
+  @parameterized.parameters(
+    (RetrievalLoss(), False),
+    (RetrievalLoss('hinge'), True),
+    (RetrievalLoss('hinge', spreadout=Spreadout(table=1e-3)), True),
+    (RetrievalLoss('hinge', spreadout=Spreadout(label=1e-3)), False),
+    (
+      RetrievalLoss(
+        'hinge', spreadout=Spreadout(label=1e-3), global_similarity=True
+      ),
+      True,
+    ),
+    (RetrievalLoss('hinge', spreadout=Spreadout(cross=1e-3)), False),
+    (RetrievalLoss('hinge', spreadout=Spreadout(*[1e-3] * 4)), False),
+    (RetrievalLoss('global_softmax'), True),
+    (RetrievalLoss('global_softmax', spreadout=Spreadout(cross=1)), False),
+    (RetrievalLoss(global_similarity=True), False),
+  )
+  def test_table(self, settings, expected):
+    """The table of section 4.1 of the spec."""
+    self.assertEqual(retrieval.is_batch_insensitive(settings), expected)
+
+
+class BatchTest(Float64Test):
+  @parameterized.parameters(*EVERYTHING)
+  def test_permutation(self, settings):
+    """The order of a batch does not matter, weights moving along."""
+    batches = Batches(3)
+    order = np.random.default_rng(3).permutation(6)
+    weights = batches.weights
+    before = batches.loss(settings, weights=weights)
+    after = batches.loss(settings, order, weights=weights[order])
+    np.testing.assert_allclose(after, before, rtol=1e-13)
+
+  @parameterized.parameters(
+    {'core': 'batch_softmax'},
+    {'core': 'batch_softmax', 'spreadout': LAMBDAS},
+    {'core': 'batch_softmax', 'normalise': False},
+    {'core': 'batch_softmax', 'mask_false_negatives': True},
+    {'core': 'hinge'},
+    {'core': 'hinge', 'spreadout': Spreadout(context=0.1, cross=0.3)},
+  )
+  def test_all_items(self, **settings):
+    """Labels as rows of all items give the same as labels of the batch."""
+    batches = Batches(4)
+    batches.labels[:2] = 5
+    mask = jnp.arange(6) < 5
+    settings = RetrievalLoss(**settings)
+    everything = dataclasses.replace(settings, global_similarity=True)
+    np.testing.assert_allclose(
+      batches.loss(everything, mask=mask),
+      batches.loss(settings, mask=mask),
+      rtol=1e-14,
+    )
+
+  def test_all_items_need_no_label_embeddings(self):
+    """Nor are they looked at."""
+    for core in CORES:
+      if core.needs_all_items:
+        b = Batches(4)
+        value = loss_of(core, b.contexts, None, b.labels, items=b.items)
+        self.assertEqual(value, b.loss(core))
+
+  @parameterized.parameters('hinge', 'batch_softmax')
+  def test_untouched_rows(self, core):
+    """A row of the table that is no context and no label has gradient 0."""
+
+    def loss(table):
+      contexts = table[jnp.array([[1, 2], [3, 4], [2, 2]])].mean(1)
+      labels = jnp.array([3, 1, 6])
+      return retrieval.retrieval_loss(
+        RetrievalLoss(core), contexts, table[labels], labels
+      )
+
+    grad = np.asarray(jax.grad(loss)(Batches(0).items))
+    touched = np.array([1, 2, 3, 4, 6])
+    self.assertTrue(np.abs(grad[touched]).max(-1).all())
+    np.testing.assert_array_equal(np.delete(grad, touched, axis=0), 0)
+
+  def test_weights(self):
+    """The core is sum w l / sum w, and 0 with gradient 0 if sum w is 0."""
+    batches = Batches(5)
+    for core in ('hinge', 'global_softmax'):
+      settings = RetrievalLoss(core)
+      alone = [float(batches.loss(settings, slice(i, i + 1))) for i in range(6)]
+      value = batches.loss(settings, weights=batches.weights)
+      expected = np.average(alone, weights=batches.weights)
+      np.testing.assert_allclose(value, expected, rtol=1e-13)
+      nothing = batches.loss(settings, weights=np.zeros(6))
+      self.assertEqual(float(nothing), 0)
+
+  def test_false_negatives(self):
+    """Examples of one label do not repel each other if so asked."""
+    batches = Batches(6)
+    batches.labels[1] = batches.labels[4] = batches.labels[0]
+    scores = np.asarray(batches.contexts @ batches.items[batches.labels].T)
+    same = batches.labels[:, None] == batches.labels
+    for masked in (False, True):
+      settings = RetrievalLoss(normalise=False, mask_false_negatives=masked)
+      counted = ~same | np.eye(6, dtype=bool) if masked else np.ones((6, 6))
+      masses = (np.exp(scores) * counted).sum(-1)
+      expected = (np.log(masses) - scores.diagonal()).mean()
+      np.testing.assert_allclose(batches.loss(settings), expected, rtol=1e-13)
+
+  @parameterized.parameters(True, False)
+  def test_pad_is_candidate(self, kept):
+    """Item 0 is, or is not, a class and a column of the cross norm."""
+    batches = Batches(7)
+    settings = RetrievalLoss(
+      'global_softmax', normalise=False, pad_is_candidate=kept
+    )
+    first = 0 if kept else 1
+    scores = np.asarray(batches.contexts @ batches.items.T)
+    own = scores[np.arange(6), batches.labels]
+    core = (np.log(np.exp(scores[:, first:]).sum(-1)) - own).mean()
+    np.testing.assert_allclose(batches.loss(settings), core, rtol=1e-13)
+    cross = np.sqrt((scores[:, first:] ** 2).sum() - (own**2).sum())
+    settings = dataclasses.replace(settings, spreadout=Spreadout(cross=0.5))
+    np.testing.assert_allclose(
+      batches.loss(settings), core + 0.5 * cross, rtol=1e-13
+    )
+
+
+class MaskTest(Float64Test):
+  @parameterized.product(
+    settings=EVERYTHING, case=((np.nan, False), (np.inf, True), (1e30, False))
+  )
+  def test_masked_rows_change_nothing(self, settings, case):
+    """The value and gradients are those of the real rows alone."""
+    junk, duplicates = case
+    settings = dataclasses.replace(settings, mask_false_negatives=duplicates)
+    batches = Batches(8)
+    real = np.array([0, 2, 3, 5])
+    mask = jnp.zeros(6, bool).at[real].set(True)
+    contexts, embeddings = (
+      jnp.where(mask[:, None], x, junk)
+      for x in (batches.contexts, batches.items[batches.labels])
+    )
+    labels = jnp.where(mask, batches.labels, 1000)
+    shared = (batches.items, batches.table)
+
+    def loss(arrays, labels, **inputs):
+      contexts, embeddings, items, table = arrays
+      return retrieval.retrieval_loss(
+        settings,
+        contexts,
+        embeddings,
+        labels,
+        items=items,
+        table=table,
+        **inputs,
+      )
+
+    grad_of = jax.value_and_grad(loss)
+    weights = jnp.asarray(batches.weights)
+    value, grads = grad_of(
+      (contexts, embeddings, *shared),
+      labels,
+      mask=mask,
+      weights=jnp.where(mask, weights, jnp.nan),
+    )
+    expected, expected_grads = grad_of(
+      (contexts[real], embeddings[real], *shared),
+      labels[real],
+      weights=weights[real],
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-13)
+    for grad in grads[:2]:
+      np.testing.assert_array_equal(grad[~mask], 0)
+    grads = (grads[0][real], grads[1][real], *grads[2:])
+    for grad, other in zip(grads, expected_grads, strict=True):
+      np.testing.assert_allclose(grad, other, rtol=1e-11, atol=1e-14)
+
+  @parameterized.parameters(*CORES)
+  def test_a_real_nan_is_seen(self, settings):
+    """Only masked rows are forgiven."""
+    batches = Batches(0)
+    batches.contexts = batches.contexts.at[2].set(jnp.nan)
+    spreadout = Spreadout(context=0.1)
+    settings = dataclasses.replace(settings, spreadout=spreadout)
+    self.assertTrue(np.isnan(batches.loss(settings)))
+
+  @parameterized.parameters(*EVERYTHING)
+  def test_nothing_is_real(self, settings):
+    """0 but for the terms free of the batch, with finite gradients."""
+    batches = Batches(9)
+    grad_of = jax.value_and_grad(
+      lambda x: retrieval.retrieval_loss(
+        settings,
+        x,
+        x,
+        jnp.zeros(2, int),
+        items=batches.items,
+        table=batches.table,
+        mask=jnp.zeros(2, bool),
+      )
+    )
+    value, grad = grad_of(jnp.full((2, 4), jnp.nan))
+    expected = retrieval.table_regulariser(batches.table, spreadout=0.4, l2=0.1)
+    if settings.spreads_all_items:
+      everything = RetrievalLoss(
+        'spreadout',
+        spreadout=Spreadout(label=0.2),
+        normalise=settings.normalise,
+        global_similarity=True,
+      )
+      expected += batches.loss(everything)
+    np.testing.assert_allclose(value, expected, rtol=1e-13)
+    np.testing.assert_array_equal(grad, 0)
+
+
+class SafeNumericsTest(parameterized.TestCase):
+  """In float32."""
+
+  @parameterized.product(
+    settings=EVERYTHING,
+    rows=('one', 'one zero', 'zeros', 'alike', 'orthogonal', 'one zero of 3'),
+  )
+  def test_finite(self, settings, rows):
+    """Values and gradients are finite where norms vanish."""
+    x = {
+      'one': jnp.array([[1.0, 2.0, 0.5, 1.0]]),
+      'one zero': jnp.zeros((1, 4)),
+      'zeros': jnp.zeros((3, 4)),
+      'alike': jnp.ones((3, 4)),
+      'orthogonal': jnp.eye(4)[:3],
+      'one zero of 3': jnp.ones((3, 4)).at[1].set(0),
+    }[rows]
+    items = jnp.concatenate([jnp.zeros((1, 4)), x])
+    labels = jnp.arange(1, len(x) + 1)
+
+    def loss(x, items, table):
+      return retrieval.retrieval_loss(
+        settings, x, items[labels], labels, items=items, table=table
+      )
+
+    grad_of = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    self.assertTrue(is_finite(grad_of(x, items, items)))
+
+  def test_normalise_rows(self):
+    """Rows of 0 norm, or nearly, are 0 with gradient 0."""
+    x = jnp.array([[0.0, 0.0], [3.0, 4.0], [1e-7, 0.0], [1e-5, 0.0]])
+    rows = retrieval.normalise_rows(x)
+    expected = [[0, 0], [0.6, 0.8], [0, 0], [1, 0]]
+    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+    grad = jax.grad(lambda x: retrieval.normalise_rows(x)[:, 1].sum())(x)
+    np.testing.assert_array_equal(grad[jnp.array([0, 2])], 0)
+    np.testing.assert_allclose(grad[1], [-0.096, 0.072], rtol=1e-5)
+    nan = retrieval.normalise_rows(jnp.array([[jnp.nan, 1.0]]))
+    self.assertTrue(jnp.isnan(nan).all())
+
+  def test_off_diagonal_norm(self):
+    """Entries are chosen by column, row and mask."""
+    matrix = jnp.arange(12.0).reshape(3, 4)
+    norm = retrieval.off_diagonal_norm
+    everything = float((matrix**2).sum())
+    self.assertAlmostEqual(
+      float(norm(matrix)) ** 2, everything - 125, delta=1e-3
+    )
+    columns, rows = jnp.array([3, 0, 1]), jnp.array([True, False, True])
+    self.assertAlmostEqual(
+      float(norm(matrix, columns)) ** 2, everything - 9 - 16 - 81, delta=1e-3
+    )
+    kept = jnp.array([True, True, False, True])
+    value = float(norm(matrix, columns, rows=rows, kept=kept)) ** 2
+    self.assertAlmostEqual(value, 0 + 1 + 64 + 121, delta=1e-3)
+
+  @parameterized.parameters('gram', 'pairs')
+  def test_orthogonal_rows(self, form):
+    """Whose norm is rounding at most: 0 with gradient 0, or as small."""
+    rng = np.random.default_rng(0)
+    for size in (2, 5, 16):
+      x = np.linalg.qr(rng.standard_normal((size, size)))[0].astype(np.float32)
+      norm = functools.partial(retrieval._rows_norm, form=form)
+      value, grad = jax.value_and_grad(norm)(jnp.asarray(x))
+      self.assertLess(value, 1e-5)
+      # The norm of a non-zero matrix has a slope of size 1 at most, per row 2.
+      self.assertLess(jnp.linalg.norm(grad), 4)
+
+  @parameterized.product(
+    kind=('normal', 'uniform', 'off_centre'), normalise=(True, False)
+  )
+  def test_gram_is_pairs(self, kind, normalise):
+    """Of a whole vocabulary, to 1e-6 in float32, and both to float64."""
+    rng = np.random.default_rng(1)
+    table = {
+      'normal': rng.standard_normal((3953, 16)),
+      'uniform': rng.uniform(-0.05, 0.05, (3953, 16)),
+      'off_centre': rng.standard_normal((3953, 16)) + 2,
+    }[kind].astype(np.float32)
+    table[0] = 0
+    (gram, gram_grad), (pairs, pairs_grad) = (
+      jax.jit(
+        jax.value_and_grad(
+          functools.partial(
+            retrieval.table_regulariser,
+            spreadout=1.0,
+            normalise=normalise,
+            form=form,
+          )
+        )
+      )(table)
+      for form in ('gram', 'pairs')
+    )
+    rows = table.astype(np.float64)
+    if normalise:
+      rows[1:] /= np.linalg.norm(rows[1:], axis=-1, keepdims=True)
+    matrix = rows @ rows.T
+    np.fill_diagonal(matrix, 0)
+    np.testing.assert_allclose(gram, pairs, rtol=1e-6)
+    np.testing.assert_allclose(gram, np.linalg.norm(matrix), rtol=1e-6)
+    self.assertLess(relative_error(gram_grad, pairs_grad), 1e-5)
+
+  def test_gram_mask(self):
+    """Masked rows are left out, even if not finite."""
+    x = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
+    mask = jnp.array([True, False, True, True, False, True, True])
+    junk = jnp.where(mask[:, None], x, jnp.nan)
+    norm = retrieval.gram_off_diagonal_norm
+    value, grad = jax.value_and_grad(norm)(junk, mask)
+    expected, expected_grad = jax.value_and_grad(norm)(jnp.asarray(x)[mask])
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(grad[mask], expected_grad, rtol=1e-4)
+    np.testing.assert_array_equal(grad[~mask], 0)
+    pairs = retrieval.off_diagonal_norm(x @ x.T, rows=mask, kept=mask)
+    np.testing.assert_allclose(value, pairs, rtol=1e-6)
+
+  def test_compiled_and_batched(self):
+    """Under jit and vmap, as clients run it."""
+    for settings, size in itertools.product(EVERYTHING[::4], (1, 5)):
+      batches = [Batches(seed, size) for seed in range(3)]
+      mask = jnp.arange(size) < 4
+
+      def loss(contexts, items, table, labels):
+        return retrieval.retrieval_loss(
+          settings,
+          contexts,
+          items[labels],
+          labels,
+          items=items,
+          table=table,
+          mask=mask,
+        )
+
+      arrays = [
+        jnp.stack([getattr(b, name) for b in batches])
+        for name in ('contexts', 'items', 'table', 'labels')
+      ]
+      np.testing.assert_allclose(
+        jax.jit(jax.vmap(loss))(*arrays),
+        [b.loss(settings, mask=mask) for b in batches],
+        rtol=1e-5,
+      )
+
+
+class ErrorsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({'core': 'softmax'}, 'core'),
+    ({'table_form': 'grams'}, 'table_form'),
+    ({'l2': -1.0}, 'l2'),
+    ({'spreadout': Spreadout(context=-1.0)}, 'spreadout.context'),
+    ({'spreadout': Spreadout(label=-1e-9)}, 'spreadout.label'),
+    ({'spreadout': Spreadout(cross=float('nan'))}, 'spreadout.cross'),
+    ({'spreadout': Spreadout(table=-1.0)}, 'spreadout.table'),
+  )
+  def test_settings(self, settings, name):
+    """The message names the setting."""
+    with self.assertRaisesRegex(InvalidInput, f'Expected {name} '):
+      RetrievalLoss(**settings)
+
+  @parameterized.parameters(
+    (RetrievalLoss('global_softmax'), {'items': None}, 'embeddings of all'),
+    (
+      RetrievalLoss('hinge', global_similarity=True),
+      {'items': None},
+      'embeddings of all',
+    ),
+    (RetrievalLoss(), {'embeddings': None}, 'label_embeddings'),
+    (RetrievalLoss(l2=1.0), {'table': None}, 'item table'),
+    (
+      RetrievalLoss(spreadout=Spreadout(table=1.0)),
+      {'table': None},
+      'item table',
+    ),
+    (RetrievalLoss(), {'embeddings': np.zeros((2, 3))}, 'size, got 2 and 3'),
+    (
+      RetrievalLoss('global_softmax'),
+      {'items': np.zeros((4, 5))},
+      'size, got 2 and 5',
+    ),
+  )
+  def test_inputs(self, settings, changes, message):
+    """What the settings need must be there, and of one size."""
+    inputs = {
+      'embeddings': np.zeros((2, 2)),
+      'items': np.zeros((4, 2)),
+      'table': np.zeros((4, 2)),
+    }
+    inputs = {k: v for k, v in (inputs | changes).items() if v is not None}
+    embeddings = inputs.pop('embeddings', None)
+    with self.assertRaisesRegex(InvalidInput, message):
+      loss_of(settings, np.zeros((2, 2)), embeddings, **inputs)
+
+  def test_form(self):
+    """An unknown form of the table's norm."""
+    with self.assertRaisesRegex(InvalidInput, 'form'):
+      retrieval.table_regulariser(jnp.zeros((2, 2)), spreadout=1, form='x')
+
+
+if __name__ == '__main__':
+  absltest.main()
