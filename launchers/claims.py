@@ -63,18 +63,26 @@ def t_interval(differences: Sequence[float]) -> Interval:
 
 
 def outcome(
-  interval: Interval, *, margin: float
+  interval: Interval, *, margin: float, kind: str = 'better'
 ) -> Literal['holds', 'fails', 'undecided']:
   """Applies the rule of verdicts to one interval.
 
   Args:
     interval: of the gains; positive is the claimed side.
     margin: the points inside which two rows count as equal.
+    kind: 'better' or 'equal'.
 
   Returns:
-    'holds' where the interval lies wholly above 0; 'fails' where it lies wholly
-    below 0, or contains 0 and lies inside +-margin; else 'undecided'.
+    Of 'better': 'holds' where the interval lies wholly above 0; 'fails' where
+    it lies wholly below 0, or contains 0 and lies inside +-margin. Of 'equal':
+    'holds' where it lies inside +-margin, 'fails' where it lies wholly outside.
+    Else 'undecided'.
   """
+  if kind == 'equal':
+    if -margin <= interval.low and interval.high <= margin:
+      return 'holds'
+    outside = interval.low > margin or interval.high < -margin
+    return 'fails' if outside else 'undecided'
   if interval.low > 0:
     return 'holds'
   if interval.high < 0:
@@ -130,7 +138,8 @@ def judge(
     reason = f'n = {n} seed; an interval needs at least 2'
     return dataclasses.replace(verdict, reason=reason)
   return dataclasses.replace(
-    verdict, outcome=outcome(interval, margin=claim.margin)
+    verdict,
+    outcome=outcome(interval, margin=claim.margin, kind=claim.kind),
   )
 
 

@@ -27,7 +27,8 @@ class Plan:
   """What to run of a table, and where.
 
   Attributes:
-    name: the paper's folder in experiments/.
+    name: the paper's folder in experiments/, and '/' and the table's name if it
+      has one.
     preset: the scale.
     seeds: the seeds to report.
     folder: the paper's folder, relative to the repository root.

@@ -26,7 +26,8 @@ class Options:
   """What the user asked for.
 
   Attributes:
-    paper: the folder in `experiments_dir` that holds table.toml.
+    paper: the folder in `experiments_dir` that holds the table.
+    table: the table's file there, without .toml.
     preset: smoke, small or paper.
     seeds: seeds in place of the preset's, or None.
     jobs: how many cells run at a time, each on one core.
@@ -45,6 +46,7 @@ class Options:
   results_dir: pathlib.Path
   command: str
   grace_seconds: float = 30.0
+  table: str = 'table'
 
 
 def load(options: Options) -> tuple[spec_lib.TableSpec, grid.Plan]:
@@ -64,17 +66,25 @@ def load(options: Options) -> tuple[spec_lib.TableSpec, grid.Plan]:
       f'--paper: expected the name of a folder, got {options.paper!r}'
     )
   experiments = options.experiments_dir.resolve()
-  path = experiments / options.paper / 'table.toml'
+  if not options.table.isidentifier():
+    raise fields.TableError(
+      f'--table: expected the name of a file, got {options.table!r}'
+    )
+  path = experiments / options.paper / f'{options.table}.toml'
   if not path.is_file():
-    papers = [p.parent.name for p in sorted(experiments.glob('*/table.toml'))]
+    pattern = f'*/{options.table}.toml'
+    papers = [p.parent.name for p in sorted(experiments.glob(pattern))]
     raise fields.TableError(
       f'--paper: no {_shown(path, experiments.parent)}; papers with a table: '
       + (', '.join(papers) or 'none')
     )
   spec = spec_lib.load_table(path, shown=_shown(path, experiments.parent))
+  name = options.paper
+  if options.table != 'table':
+    name = f'{name}/{options.table}'
   plan = grid.make_plan(
     spec,
-    name=options.paper,
+    name=name,
     preset=options.preset,
     seeds=options.seeds,
     folder=f'{experiments.name}/{options.paper}',

@@ -4,8 +4,8 @@ import hashlib
 import pathlib
 
 # What people edit after a run, or what tools make: no run reads it.
-_IGNORED_NAMES = {'table.toml', 'BUILD', 'BUILD.bazel'}
-_IGNORED_SUFFIXES = {'.md', '.ipynb', '.pyc'}
+_IGNORED_NAMES = {'BUILD', 'BUILD.bazel'}
+_IGNORED_SUFFIXES = {'.md', '.ipynb', '.pyc', '.toml'}
 
 
 def code_digest(root: pathlib.Path, folder: pathlib.Path) -> str:
@@ -13,9 +13,9 @@ def code_digest(root: pathlib.Path, folder: pathlib.Path) -> str:
 
   These are fedjax_ext/, the experiment's own folder and the files that lie
   beside that folder (what experiments share). Left out are documents,
-  notebooks, build files, hidden files and table.toml, whose flags are in each
-  cell's command; in flag files the comments do not count, so that the measured
-  numbers can be written there.
+  notebooks, build files, hidden files and tables (.toml), whose flags are in
+  each cell's command; in flag files the comments do not count, so that the
+  measured numbers can be written there.
 
   Args:
     root: the repository root.

@@ -7,6 +7,7 @@ The format, with every key (those marked optional may be left out):
     metric = 'test/accuracy/pooled'   # a key of final.json's metrics
     direction = 'higher'              # optional: 'higher' (default) or 'lower'
     scale = 100.0                     # optional: shown = scale * measured
+    also = ['test/loss/pooled']       # optional: more metrics, shown beside
     [presets.smoke]                   # any of smoke, small, paper
     seeds = [1]
     datasets = ['digits']             # optional: a subset of the columns
@@ -32,6 +33,20 @@ The format, with every key (those marked optional may be left out):
     worse = 'Local'
     datasets = ['digits']             # optional: every column
     margin = 1.0                      # optional: shown points that count as 0
+    kind = 'better'                   # optional: or 'equal', within the margin
+    [[relatives]]                     # optional: row / reference, in %
+    text = 'Gain over local training'
+    row = 'FedAvg'
+    reference = 'Local'
+    kind = 'gain'                     # row / reference - 1; or 'gap': 1 - that
+    datasets = ['digits']             # optional: every column
+    published = 'up to 20 %'          # optional, with its source
+    source = 'abstract'
+    [[limits]]                        # optional: a bound on a row's figure
+    row = 'FedAvg'
+    at_least = 90.0                   # or at_most; shown units, for every seed
+    source = 'our acceptance limit'
+    datasets = ['digits']             # optional: every column
 """
 
 import dataclasses
@@ -107,6 +122,31 @@ class Claim:
   worse: str
   datasets: tuple[str, ...]
   margin: float
+  kind: str = 'better'
+
+
+@dataclasses.dataclass(frozen=True)
+class Relative:
+  """A row's figure relative to another row's: a gain, or a gap to it."""
+
+  text: str
+  row: str
+  reference: str
+  kind: str
+  datasets: tuple[str, ...]
+  published: str
+  source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+  """A bound that every seed of a row has to keep, in shown units."""
+
+  row: str
+  at_least: float | None
+  at_most: float | None
+  source: str
+  datasets: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +163,9 @@ class TableSpec:
   datasets: tuple[Dataset, ...]
   tuning: Tuning | None
   claims: tuple[Claim, ...]
+  also: tuple[str, ...] = ()
+  relatives: tuple[Relative, ...] = ()
+  limits: tuple[Limit, ...] = ()
 
   @property
   def decimals(self) -> int:
@@ -202,6 +245,14 @@ def parse_table(text: str, *, file: str) -> TableSpec:
     tuning=_tuning(top, direction, rows),
     claims=tuple(
       _claim(s, names, columns) for s in top.tables('claims', Claim, [])
+    ),
+    also=top.get('also', fields.list_of(fields.text), ()),
+    relatives=tuple(
+      _relative(s, names, columns)
+      for s in top.tables('relatives', Relative, [])
+    ),
+    limits=tuple(
+      _limit(s, names, columns) for s in top.tables('limits', Limit, [])
     ),
   )
   for name, preset in presets.items():
@@ -317,10 +368,44 @@ def _claim(
       'datasets', fields.list_of(fields.one_of(columns)), columns
     ),
     margin=section.get('margin', fields.positive, 1.0),
+    kind=section.get('kind', fields.one_of(('better', 'equal')), 'better'),
   )
   if claim.better == claim.worse:
     section.fail('worse', f'is the same row as better, {claim.better!r}')
   return claim
+
+
+def _relative(
+  section: fields.Section, rows: Sequence[str], columns: Sequence[str]
+) -> Relative:
+  return Relative(
+    text=section.get('text', fields.text),
+    row=section.get('row', fields.one_of(rows)),
+    reference=section.get('reference', fields.one_of(rows)),
+    kind=section.get('kind', fields.one_of(('gain', 'gap'))),
+    datasets=section.get(
+      'datasets', fields.list_of(fields.one_of(columns)), columns
+    ),
+    published=section.get('published', fields.text, 'not found'),
+    source=section.get('source', fields.text, ''),
+  )
+
+
+def _limit(
+  section: fields.Section, rows: Sequence[str], columns: Sequence[str]
+) -> Limit:
+  limit = Limit(
+    row=section.get('row', fields.one_of(rows)),
+    at_least=section.get('at_least', fields.number, None),
+    at_most=section.get('at_most', fields.number, None),
+    source=section.get('source', fields.text, ''),
+    datasets=section.get(
+      'datasets', fields.list_of(fields.one_of(columns)), columns
+    ),
+  )
+  if (limit.at_least is None) == (limit.at_most is None):
+    section.fail('row', 'expected one of at_least and at_most')
+  return limit
 
 
 def _unique(top: fields.Section, key: str, names: list[str]) -> tuple[str, ...]:

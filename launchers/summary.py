@@ -40,16 +40,28 @@ class Group:
 
 
 def summarise(
-  spec: spec_lib.TableSpec, results: Sequence[results_lib.Result]
+  spec: spec_lib.TableSpec,
+  results: Sequence[results_lib.Result],
+  *,
+  metric: str | None = None,
 ) -> list[Group]:
-  """Groups the results by row and data set, in the order of the results."""
+  """Groups the results by row and data set, in the order of the results.
+
+  Args:
+    spec: the table.
+    results: of its cells.
+    metric: instead of the table's.
+
+  Returns:
+    One group for each row and data set.
+  """
   groups: dict[tuple[str, str], list[results_lib.Result]] = {}
   for result in results:
     key = (result.cell.row, result.cell.dataset)
     groups.setdefault(key, []).append(result)
   summary = []
   for (row, dataset), members in groups.items():
-    figures = [results_lib.measure(m, spec.metric) for m in members]
+    figures = [results_lib.measure(m, metric or spec.metric) for m in members]
     statuses = [figure.status for figure in figures]
     summary.append(
       Group(

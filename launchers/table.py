@@ -4,9 +4,10 @@ Usage:
   python -m launchers.table --paper=NAME --preset=smoke|small|paper [--dry_run]
 
 Reads experiments/NAME/table.toml (its format: launchers/spec.py) and writes
-table.md, table.csv, plot.png and tuning.json to results/NAME/PRESET. The same
-command resumes after Ctrl-C and reruns what changed. Exit codes: 0, 1 where a
-cell failed, 2 where the command is wrong, 130 after Ctrl-C.
+table.md, table.csv, plot.png and tuning.json to results/NAME/PRESET; with
+--table=OTHER it reads OTHER.toml and writes to results/NAME/OTHER/PRESET. The
+same command resumes after Ctrl-C and reruns what changed. Exit codes: 0, 1
+where a cell failed, 2 where the command is wrong, 130 after Ctrl-C.
 """
 
 import pathlib
@@ -22,6 +23,9 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 _PAPER = flags.DEFINE_string(
   'paper', None, 'The folder in experiments/ that holds table.toml.'
+)
+_TABLE = flags.DEFINE_string(
+  'table', 'table', 'Which table of the paper: TABLE.toml.'
 )
 _PRESET = flags.DEFINE_enum('preset', None, spec.PRESETS, 'The scale.')
 _DRY_RUN = flags.DEFINE_bool(
@@ -83,11 +87,14 @@ def _options() -> reproduce.Options:
         f'--seeds: expected whole numbers such as 1,2,3, got {got!r}'
       ) from error
   command = ['python', '-m', 'launchers.table', f'--paper={_PAPER.value}']
+  if _TABLE.value != 'table':
+    command.append(f'--table={_TABLE.value}')
   command.append(f'--preset={_PRESET.value}')
   if seeds is not None:
     command.append(f'--seeds={",".join(map(str, seeds))}')
   return reproduce.Options(
     paper=_PAPER.value,
+    table=_TABLE.value,
     preset=_PRESET.value,
     seeds=seeds,
     jobs=_JOBS.value,

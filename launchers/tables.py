@@ -55,6 +55,7 @@ def markdown(report: Report) -> str:
   sections = [
     _heading(report),
     _results_table(spec, groups),
+    *_also_section(report),
     f'Mean ± standard deviation over n seeds of `{spec.metric}`'
     + _unit(spec)
     + f'; {spec.direction} is better. "Published" is the paper\'s own number '
@@ -66,6 +67,10 @@ def markdown(report: Report) -> str:
     sections += ['## Tuned values', *_tuning_section(report)]
   if spec.claims:
     sections += ['## Claims', *_claims_section(report)]
+  if spec.relatives:
+    sections += ['## Relative figures', *_relatives_section(report)]
+  if spec.limits:
+    sections += ['## Limits', *_limits_section(report)]
   failed = [r for r in report.results if r.final is None]
   if failed:
     lines = [f'- {r.cell.label}: `{r.reason}`' for r in failed]
@@ -227,7 +232,7 @@ def _claims_section(report: Report) -> list[str]:
   decimals = report.spec.decimals
   lines = []
   for verdict in claims.judge_all(report.spec, report.results):
-    interval = verdict.interval
+    interval, equal = verdict.interval, verdict.claim.kind == 'equal'
     gains = ', '.join(
       f'{gain:+.{decimals}f}' for _, gain in verdict.differences
     )
@@ -235,7 +240,8 @@ def _claims_section(report: Report) -> list[str]:
       [
         verdict.claim.text,
         verdict.dataset,
-        f'{verdict.claim.better} - {verdict.claim.worse}: {gains or "none"}',
+        f'{verdict.claim.better} {"=" if equal else "-"} '
+        f'{verdict.claim.worse}: {gains or "none"}',
         f'{interval.mean:+.{decimals}f} '
         f'[{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]'
         if interval
@@ -261,8 +267,109 @@ def _claims_section(report: Report) -> list[str]:
     f'Differences are paired by seed{sign}, so that positive means better. A '
     'claim holds when the interval lies wholly above 0; it fails when the '
     'interval lies wholly below 0, or contains 0 and lies inside the margin; '
-    'else it is undecided.',
+    'else it is undecided. A claim of equality (=) holds when the interval '
+    'lies inside the margin and fails when it lies wholly outside.',
   ]
+
+
+def _also_section(report: Report) -> list[str]:
+  """The table's further metrics, a column for each and each data set."""
+  spec = report.spec
+  if not spec.also:
+    return []
+  cells, header = {}, ['']
+  for metric in spec.also:
+    groups = summary.summarise(spec, report.results, metric=metric)
+    for group in groups:
+      cells[group.row, f'{group.dataset}, `{metric}`'] = summary.show(
+        group, decimals=spec.decimals
+      )
+  header += list(dict.fromkeys(column for _, column in cells))
+  lines = [
+    [row.name, *(cells.get((row.name, column), '') for column in header[1:])]
+    for row in spec.rows
+  ]
+  return [_table(header, lines)]
+
+
+def _relatives_section(report: Report) -> list[str]:
+  """Gains and gaps by seed, of the table's metric and of the further ones."""
+  spec, lines = report.spec, []
+  for relative in spec.relatives:
+    for metric in (spec.metric, *spec.also):
+      groups = {
+        (g.row, g.dataset): g
+        for g in summary.summarise(spec, report.results, metric=metric)
+      }
+      for dataset in relative.datasets:
+        pair = [
+          groups.get((row, dataset))
+          for row in (relative.row, relative.reference)
+        ]
+        if None in pair:
+          continue
+        lines.append(_relative_line(relative, dataset, metric, *pair))
+  return [
+    _table(
+      ['figure', 'data set', 'metric', 'by seed', 'mean', 'published'], lines
+    ),
+    'A gain is row / reference - 1, a gap 1 - row / reference, in % of the '
+    "reference, seed by seed; both rows' figures stand above.",
+  ]
+
+
+def _relative_line(
+  relative: spec_lib.Relative,
+  dataset: str,
+  metric: str,
+  mine: summary.Group,
+  reference: summary.Group,
+) -> list[str]:
+  paired = len(mine.values) == len(reference.values) == len(mine.results)
+  values = []
+  if paired and all(reference.values):
+    ratios = [a / b for a, b in zip(mine.values, reference.values, strict=True)]
+    values = [
+      100 * (r - 1 if relative.kind == 'gain' else 1 - r) for r in ratios
+    ]
+  return [
+    f'{relative.text}: {relative.row} / {relative.reference}',
+    dataset,
+    f'`{metric}`',
+    ', '.join(f'{v:+.2f} %' for v in values) or 'n/a',
+    f'{sum(values) / len(values):+.2f} %' if values else 'n/a',
+    relative.published + (f' ({relative.source})' if relative.source else ''),
+  ]
+
+
+def _limits_section(report: Report) -> list[str]:
+  """Bounds that every seed has to keep."""
+  spec, lines = report.spec, []
+  groups = {
+    (g.row, g.dataset): g for g in summary.summarise(spec, report.results)
+  }
+  for limit in spec.limits:
+    for dataset in limit.datasets:
+      group = groups.get((limit.row, dataset))
+      if group is None:
+        continue
+      low, high = limit.at_least, limit.at_most
+      kept = len(group.values) == len(group.results) and all(
+        (low is None or v >= low) and (high is None or v <= high)
+        for v in group.values
+      )
+      lines.append(
+        [
+          limit.row,
+          dataset,
+          f'>= {low:g}' if low is not None else f'<= {high:g}',
+          ', '.join(f'{v:.{spec.decimals}f}' for v in group.values) or 'none',
+          limit.source,
+          f'**{"kept" if kept else "broken"}**',
+        ]
+      )
+  header = ['method', 'data set', 'limit', 'by seed', 'source', 'verdict']
+  return [_table(header, lines)]
 
 
 def _provenance(results: Sequence[results_lib.Result]) -> str:

@@ -12,11 +12,14 @@ from fedjax_ext.algorithms.local_sgd import (
   return_delta,
 )
 from fedjax_ext.algorithms.local_training import local_training
+from fedjax_ext.algorithms.mixed_fl import MODES, ServerLoss, mixed_fl
 from fedjax_ext.algorithms.popularity import popularity
 from fedjax_ext.algorithms.scaffold import scaffold
 
 __all__ = [
+  'MODES',
   'LocalState',
+  'ServerLoss',
   'add_scaled',
   'centralised',
   'delta_of',
@@ -24,6 +27,7 @@ __all__ = [
   'fed_prox',
   'local_sgd',
   'local_training',
+  'mixed_fl',
   'popularity',
   'return_delta',
   'scaffold',

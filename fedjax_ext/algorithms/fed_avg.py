@@ -6,6 +6,7 @@ server optimizer this is FedAdam, FedYogi or FedAdagrad: Reddi et al., "Adaptive
 federated optimization", 2021, https://arxiv.org/abs/2003.00295.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -106,15 +107,16 @@ def fed_avg(
     model = task.init(key)
     return ServerState(model, server_optimizer.init(params_of(model)))
 
-  @jax.jit
-  def update(state: ServerState, output) -> ServerState:
-    delta, _ = finish(reducer, output)
-    return server_step(server_optimizer, state, delta)
+  # Compiled apart from each other, so that the bits of a step do not depend on
+  # where its delta comes from: mixed_fl without a server loss is this.
+  mean = jax.jit(lambda output: finish(reducer, output)[0])
+  step = jax.jit(functools.partial(server_step, server_optimizer))
 
   def apply(state: ServerState, client_states, cohort):
     inputs = (cohort.touched('train'), ()) if tables else ()
     output, _ = run(state.params, cohort, 'train', inputs=inputs)
-    return update(state, output), client_states, summarize(output)
+    state = step(state, mean(output))
+    return state, client_states, summarize(output)
 
   return FederatedAlgorithm(
     init=init,

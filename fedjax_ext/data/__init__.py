@@ -32,6 +32,7 @@ from fedjax_ext.data.lazy import (
   lazy_columns,
   map_records,
 )
+from fedjax_ext.data.mixed import quadratic, synthetic_smile
 from fedjax_ext.data.partition import (
   PARTITIONERS,
   Partitioner,
@@ -55,6 +56,12 @@ from fedjax_ext.data.retrieval import (
   synthetic_retrieval,
   timeline_examples,
 )
+from fedjax_ext.data.server import (
+  SERVER_DATA,
+  add_server_data,
+  server_features,
+  split_off_server,
+)
 from fedjax_ext.data.skew import (
   SKEWS,
   Skew,
@@ -75,6 +82,7 @@ from fedjax_ext.data.text import text_columns
 __all__ = [
   'PARTITIONERS',
   'PREPROCESS',
+  'SERVER_DATA',
   'SKEWS',
   'SOURCES',
   'Columns',
@@ -89,6 +97,7 @@ __all__ = [
   'Skew',
   'Source',
   'StoredClients',
+  'add_server_data',
   'apportion',
   'chain',
   'choose_clients',
@@ -118,16 +127,20 @@ __all__ = [
   'movielens',
   'noise_skew',
   'pool_clients',
+  'quadratic',
   'quantity_partition',
   'read_clients',
   'rotate_skew',
+  'server_features',
   'shards_partition',
   'shuffle_across_clients',
   'skew_groups',
+  'split_off_server',
   'store_clients',
   'stratified_mask',
   'synthetic_femnist',
   'synthetic_retrieval',
+  'synthetic_smile',
   'text_columns',
   'timeline_examples',
   'write_array_record',

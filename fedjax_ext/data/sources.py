@@ -15,6 +15,7 @@ from fedjax_ext.data.federated_images import (
   federated_cifar100,
   federated_emnist,
 )
+from fedjax_ext.data.mixed import quadratic, synthetic_smile
 from fedjax_ext.data.records import load_array_record, load_tfds
 from fedjax_ext.data.retrieval import (
   movielens,
@@ -76,5 +77,7 @@ SOURCES: Mapping[str, Source] = types.MappingProxyType(
     'movielens': movielens,
     'movielens_tfds': movielens_tfds,
     'synthetic_retrieval': synthetic_retrieval,
+    'synthetic_smile': synthetic_smile,
+    'quadratic': quadratic,
   }
 )

@@ -183,7 +183,7 @@ def text_jsonl(
     data_dir: folder of the file.
     file: its name.
     client: field with the client's name.
-    text: field with a list of its texts.
+    text: field with a list of its texts, or with texts by name.
     sequence_length: T.
   """
   path = pathlib.Path(data_dir) / file
@@ -206,9 +206,12 @@ def _read_jsonl(
       for line in lines:
         number += 1
         record = json.loads(line)
-        if not isinstance(record[text], list):
-          raise TypeError(f'{text!r} is a {type(record[text]).__name__}')
-        yield str(record[client]), [t.encode() for t in record[text]]
+        texts = record[text]
+        if isinstance(texts, dict):
+          texts = list(texts.values())
+        if not isinstance(texts, list):
+          raise TypeError(f'{text!r} is a {type(texts).__name__}')
+        yield str(record[client]), [t.encode() for t in texts]
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
     raise validate.InvalidInput(
       f'Expected JSON objects with {client!r} and a list {text!r} in {path}, '

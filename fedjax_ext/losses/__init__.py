@@ -1,5 +1,6 @@
 """Losses and tasks: what is learned."""
 
+from fedjax_ext.losses.quadratic import quadratic_task
 from fedjax_ext.losses.ranking import ranking_metrics, ranks, top_items
 from fedjax_ext.losses.retrieval import (
   LOSSES,
@@ -27,6 +28,7 @@ __all__ = [
   'item_table',
   'masked_mean',
   'next_token_task',
+  'quadratic_task',
   'ranking_metrics',
   'ranks',
   'retrieval_loss',

@@ -134,7 +134,7 @@ def _cosine_table_norm_forward(
   floor = jnp.maximum(_EPS, 4 * jnp.finfo(table.dtype).eps * total)
   diagonal = (units * units).sum(0)
   norm = _safe_sqrt(total - (diagonal * diagonal).sum(), floor)
-  product = gram @ units
+  product = jnp.matmul(gram, units, precision='highest')
   tangent = product - (product * units).sum(0) * units
   factor = jnp.where(norm > 0, 2 / jnp.where(norm > 0, norm, 1), 0)
   return norm, (factor * scale * tangent).T

@@ -167,22 +167,36 @@ flags.DEFINE_float(
   "Shakespeare, 13.3 for Stack Overflow); 0: a batch's by its tokens.",
 )
 
-# Clients and server.
-for _side, _rate in (('client', 0.1), ('server', 1.0)):
+
+def define_optimizer_flags(side: str, learning_rate: float | None) -> None:
+  """Defines --SIDE_optimizer and its settings, for `optimizer_from_flags`.
+
+  Args:
+    side: 'client', 'server', or another that an experiment has.
+    learning_rate: the default, a scalar; None is the clients'.
+  """
   flags.DEFINE_enum(
-    f'{_side}_optimizer', 'sgd', OPTIMIZERS, f'Optimizer of the {_side}.'
+    f'{side}_optimizer', 'sgd', OPTIMIZERS, f'Optimizer of the {side}.'
   )
   flags.DEFINE_float(
-    f'{_side}_learning_rate', _rate, f'Learning rate of the {_side}.'
+    f'{side}_learning_rate',
+    learning_rate,
+    f'Learning rate of the {side}.'
+    + (' Default: that of the clients.' if learning_rate is None else ''),
   )
   flags.DEFINE_float(
-    f'{_side}_momentum', 0.0, f'Momentum of the {_side} (sgd and rmsprop).'
+    f'{side}_momentum', 0.0, f'Momentum of the {side} (sgd and rmsprop).'
   )
-  flags.DEFINE_float(f'{_side}_b1', 0.9, f'{_side}: adam, adamw, yogi.')
-  flags.DEFINE_float(f'{_side}_b2', 0.99, f'{_side}: adam, adamw, yogi.')
+  flags.DEFINE_float(f'{side}_b1', 0.9, f'{side}: adam, adamw, yogi.')
+  flags.DEFINE_float(f'{side}_b2', 0.99, f'{side}: adam, adamw, yogi.')
   flags.DEFINE_float(
-    f'{_side}_epsilon', 1e-3, f'{_side}: the adaptive optimizers.'
+    f'{side}_epsilon', 1e-3, f'{side}: the adaptive optimizers.'
   )
+
+
+# Clients and server.
+define_optimizer_flags('client', 0.1)
+define_optimizer_flags('server', 1.0)
 flags.DEFINE_float(
   'client_weight_decay', 0.0, 'Decay in the gradient (L2); adamw: decoupled.'
 )
@@ -296,20 +310,23 @@ def layout_from_flags() -> Layout:
   return device_flags.layout_from_flags(FLAGS.cohort_size)
 
 
-def columns_from_flags() -> data.Columns:
+def columns_from_flags(flag: str = 'data_source') -> data.Columns:
   """Reads the source; columns [M, ...].
+
+  Args:
+    flag: which flag names it.
 
   Raises:
     InvalidInput: a file is missing or breaks the schema.
   """
-  text = FLAGS.data_source
-  load = calls.resolve('data_source', text, data.SOURCES)
-  settings = calls.arguments('data_source', text, load, reserved=GIVEN)
+  text = FLAGS[flag].value
+  load = calls.resolve(flag, text, data.SOURCES)
+  settings = calls.arguments(flag, text, load, reserved=GIVEN)
   if calls.takes(load, 'data_dir'):
     must = 'data_dir' in calls.missing(load, {})
     validate.check(
       FLAGS.data_dir or not must,
-      f'Expected --data_dir=DIR for data_source={text}.',
+      f'Expected --data_dir=DIR for {flag}={text}.',
     )
     validate.check(
       not must or pathlib.Path(FLAGS.data_dir).is_dir(),
@@ -318,9 +335,9 @@ def columns_from_flags() -> data.Columns:
     settings['data_dir'] = FLAGS.data_dir
   if calls.takes(load, 'seed'):
     settings['seed'] = role_seed('data')
-  _check_complete('data_source', text, load, settings, GIVEN)
+  _check_complete(flag, text, load, settings, GIVEN)
   columns = load(**settings)
-  _check_type('data_source', text, columns, data.Columns)
+  _check_type(flag, text, columns, data.Columns)
   return columns
 
 
@@ -464,14 +481,15 @@ def phase_from_flags(
 def optimizer_from_flags(
   side: str, *, learning_rate: float | None = None
 ) -> optax.GradientTransformation:
-  """The optimizer of 'client' or 'server'.
+  """The optimizer of 'client', 'server' or another side.
 
   Args:
-    side: which flags to read.
+    side: which flags to read, see `define_optimizer_flags`.
     learning_rate: instead of the flag's.
   """
   get = lambda name: FLAGS[f'{side}_{name}'].value
   rate = get('learning_rate') if learning_rate is None else learning_rate
+  rate = FLAGS.client_learning_rate if rate is None else rate
   validate.check(
     0 <= rate < np.inf,
     f'Expected 0 <= {side}_learning_rate < infinity, got '

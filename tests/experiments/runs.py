@@ -1,4 +1,4 @@
-"""Starts, watches, stops and compares runs of experiments/fed_avg."""
+"""Starts, watches, stops and compares runs of experiment binaries."""
 
 import atexit
 import csv
@@ -49,13 +49,20 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def command(workdir: pathlib.Path, *flags: str) -> list[str]:
-  """The command line of a tiny run on the digits."""
+  """The command line of a tiny run.
+
+  Of fed_avg on the digits, unless the first flag is a module to run with the
+  other flags alone.
+  """
+  module, base = MODULE, TINY
+  if flags and flags[0].startswith('experiments.'):
+    (module, *flags), base = flags, ()
   return [
     sys.executable,
     '-m',
-    MODULE,
+    module,
     f'--workdir={workdir}',
-    *TINY,
+    *base,
     *flags,
   ]
 
@@ -86,10 +93,12 @@ def undisturbed(*flags: str) -> tuple[pathlib.Path, str]:
   return workdir, done.stdout
 
 
-def several(*commands: list[str]) -> list[tuple[int, str, str]]:
+def several(
+  *commands: list[str], module: str = MODULE
+) -> list[tuple[int, str, str]]:
   """(exit code, stdout, stderr) of each list of flags, out of one start."""
   done = subprocess.run(
-    [sys.executable, '-m', 'tests.experiments.forks', MODULE],
+    [sys.executable, '-m', 'tests.experiments.forks', module],
     input=json.dumps(commands),
     cwd=ROOT,
     env=environment(),

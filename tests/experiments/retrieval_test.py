@@ -1,0 +1,128 @@
+"""The retrieval binary: every algorithm and control, bad input, resuming."""
+
+import json
+import pathlib
+import re
+import tempfile
+
+from absl.testing import absltest
+
+from tests.experiments import runs
+
+MODULE = 'experiments.retrieval.run'
+TINY = [
+  '--data_source=synthetic_retrieval:num_items=60,num_genres=4,num_clients=12,'
+  'num_validation_clients=4,num_test_clients=5,timeline=13',
+  '--num_rounds=2',
+  '--cohort_size=4',
+  '--client_batch_size=4',
+  '--eval_every=1',
+  '--num_devices=1',
+]
+VARIANTS = {
+  'batch_softmax': [],
+  'hinge': ['--loss=hinge', '--spreadout_table=0.01'],
+  'pairs': ['--loss=hinge', '--spreadout_table=0.01', '--table_form=pairs'],
+  'global': ['--loss=global_softmax', '--pad_is_candidate'],
+  'shuffled': ['--shuffle_across_users'],
+  'dense': ['--nosparse_rows'],
+  'centralised': [
+    '--algorithm=centralised',
+    '--cohort_size=1',
+    '--client_steps=5',
+    '--client_remainder=fill',
+    '--client_optimizer=adam',
+    '--client_learning_rate=0.01',
+  ],
+  'popularity': ['--algorithm=popularity'],
+}
+BAD = {
+  'loss': (['--loss=hunge'], ['--loss', 'hunge']),
+  'lambda': (['--loss=hinge', '--spreadout_table=-1'], ['spreadout', '-1']),
+  'model': (['--model=mlp'], ['model', 'mlp', 'dual_encoder']),
+  'towers': (['--model=dual_encoder:context_hidden=8'], ['towers', '8', '16']),
+  'labels': (['--data_source=digits'], ['context', 'label']),
+  'no file': (
+    ['--data_source=movielens', '--data_dir=/nowhere'],
+    ['--data_dir=/nowhere'],
+  ),
+  'steps': (
+    ['--algorithm=centralised', '--cohort_size=1'],
+    ['client_steps', '0'],
+  ),
+  'cohort': (['--algorithm=centralised'], ['cohort_size', '4']),
+}
+
+
+class RetrievalTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(
+      self.enter_context(tempfile.TemporaryDirectory())
+    )
+
+  def test_variants(self):
+    at = lambda name: self.folder / name
+    results = runs.several(
+      *([*TINY, f'--workdir={at(n)}', *f] for n, f in VARIANTS.items()),
+      module=MODULE,
+    )
+    found = {}
+    for (name, _), (code, stdout, stderr) in zip(
+      VARIANTS.items(), results, strict=True
+    ):
+      with self.subTest(name):
+        self.assertEqual(code, 0, stderr)
+        metrics = json.loads((at(name) / 'final.json').read_text())['metrics']
+        found[name] = metrics
+        for part in ('validation', 'test'):
+          for k in (1, 5, 10):
+            value = metrics[f'{part}/recall_at_{k}/pooled']
+            self.assertIn(
+              f'{part}_recall_at_{k}={value:.4f}', stdout.splitlines()[-1]
+            )
+        self.assertEqual(metrics['test/clients'], 5)
+        self.assertEqual(metrics['test/examples'], 60)
+    # Sparse clients are the same as dense ones; so are both table forms.
+    for a, b in (('batch_softmax', 'dense'), ('hinge', 'pairs')):
+      self.assertAlmostEqual(
+        found[a]['test/mrr/pooled'], found[b]['test/mrr/pooled'], delta=1e-4
+      )
+    different = [
+      found[name]['test/mrr/pooled']
+      for name in ('batch_softmax', 'hinge', 'global', 'shuffled', 'popularity')
+    ]
+    self.assertLen(set(different), len(different))
+
+  def test_bad_input(self):
+    results = runs.several(
+      *(
+        [*TINY, f'--workdir={self.folder / name}', *flags]
+        for name, (flags, _) in BAD.items()
+      ),
+      module=MODULE,
+    )
+    for (name, (_, said)), result in zip(BAD.items(), results, strict=True):
+      with self.subTest(name):
+        code, stdout, stderr = result
+        line = stderr.splitlines()[-1]
+        self.assertRegex(line, '^error: ')
+        for words in said:
+          self.assertIn(words, line)
+        self.assertEqual((code, stdout), (2, ''), stderr)
+        self.assertNotIn('Traceback', stderr)
+        self.assertFalse((self.folder / name).exists())
+
+  def test_same_again(self):
+    flags = [MODULE, *TINY, '--loss=hinge', '--spreadout_table=0.01']
+    first, second = self.folder / 'a', self.folder / 'b'
+    for workdir in (first, second):
+      self.assertEqual(runs.run(workdir, *flags).returncode, 0)
+    self.assertEqual(runs.outcome(first), runs.outcome(second))
+    again = runs.run(first, *flags)
+    self.assertTrue(re.search('Resuming after round 2', again.stderr))
+    self.assertEqual(runs.outcome(first), runs.outcome(second))
+
+
+if __name__ == '__main__':
+  absltest.main()

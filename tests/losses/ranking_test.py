@@ -1,0 +1,196 @@
+"""Ranks, best items and ranking metrics against plain Python."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from fedjax_ext.losses import ranking_metrics, ranks, top_items
+
+R10 = [[0.9, 0.1, 0.5, 0.3], [0.2, 0.8, 0.7, 0.6], [0.4, 0.3, 0.2, 0.1]]
+R10_LABELS = [2, 0, 1]
+
+
+def matrix_ranks(scores, labels, **settings):
+  """`ranks` of scores [B, N]: contexts @ items.T is the matrix itself."""
+  scores = np.asarray(scores, np.float32)
+  contexts = jnp.eye(len(scores))
+  return np.asarray(
+    ranks(contexts, jnp.asarray(scores.T), jnp.asarray(labels), **settings)
+  )
+
+
+def matrix_top(scores, **settings):
+  """`top_items` of scores [B, N]."""
+  scores = np.asarray(scores, np.float32)
+  best, numbers = top_items(
+    jnp.eye(len(scores)), jnp.asarray(scores.T), **settings
+  )
+  return np.asarray(best), np.asarray(numbers)
+
+
+def place_in_sort(scores, label, *, pad, last):
+  """Where the label stands among the candidates, sorted from the best.
+
+  Of equal items it comes first, or `last`.
+  """
+  items = [n for n in range(len(scores)) if n > 0 or pad or n == label]
+  better = lambda n: (-scores[n], (n == label) == last)
+  return sorted(items, key=better).index(label)
+
+
+def random_scores(*, ties, size=(6, 11), seed=0):
+  """Scores [B, N] that float32 holds, and labels that are no padding."""
+  rng = np.random.default_rng(seed)
+  if ties:
+    scores = rng.integers(0, 4, size).astype(float)
+  else:
+    scores = rng.permuted(np.tile(np.arange(size[1]), (size[0], 1)), axis=1)
+  return scores, rng.integers(1, size[1], size[0])
+
+
+class RanksTest(parameterized.TestCase):
+  def test_known_values(self):
+    """R10."""
+    rank = matrix_ranks(R10, R10_LABELS, pad_is_candidate=True)
+    self.assertEqual(rank.tolist(), [1, 3, 1])
+    self.assertEqual(rank.dtype, np.int32)
+    values = ranking_metrics(jnp.asarray(rank), at=(1, 2, 3, 4))
+    recall = [float(values[f'recall_at_{k}'].mean()) for k in (1, 2, 3, 4)]
+    np.testing.assert_allclose(recall, [0, 2 / 3, 2 / 3, 1], rtol=1e-6)
+    self.assertAlmostEqual(float(values['rank'].mean()), 1.6667, places=4)
+
+  @parameterized.product(
+    ties=(False, True),
+    pad=(False, True),
+    pessimistic=(False, True),
+    chunk=(1, 4, 11, 100),
+  )
+  def test_equal_a_sort(self, ties, pad, pessimistic, chunk):
+    scores, labels = random_scores(ties=ties)
+    # Padding is the best of all: whether it takes part shows.
+    scores[:, 0] = 20
+    got = matrix_ranks(
+      scores,
+      labels,
+      pad_is_candidate=pad,
+      pessimistic_ties=pessimistic,
+      chunk_items=chunk,
+    )
+    expected = [
+      place_in_sort(s, label, pad=pad, last=pessimistic)
+      for s, label in zip(scores.tolist(), labels.tolist(), strict=True)
+    ]
+    self.assertEqual(got.tolist(), expected)
+
+  def test_ties(self):
+    """Items like the label are behind it, or before it, by choice."""
+    scores = [[9.0, 2.0, 2.0, 2.0, 1.0]] * 2
+    labels = [2, 4]
+    self.assertEqual(matrix_ranks(scores, labels).tolist(), [0, 3])
+    pessimistic = matrix_ranks(scores, labels, pessimistic_ties=True)
+    self.assertEqual(pessimistic.tolist(), [2, 3])
+    padded = matrix_ranks(
+      scores, labels, pessimistic_ties=True, pad_is_candidate=True
+    )
+    self.assertEqual(padded.tolist(), [3, 4])
+
+  def test_dot_products(self):
+    """Of vectors, not only of the matrices above."""
+    rng = np.random.default_rng(3)
+    contexts, items = rng.standard_normal((5, 3)), rng.standard_normal((9, 3))
+    labels = np.array([1, 8, 3, 3, 5])
+    got = ranks(*map(jnp.asarray, (contexts, items, labels)), chunk_items=4)
+    for b, rank in enumerate(np.asarray(got).tolist()):
+      scores = [sum(a * c for a, c in zip(contexts[b], i)) for i in items]
+      place = place_in_sort(scores, int(labels[b]), pad=False, last=False)
+      self.assertEqual(rank, place)
+
+
+class TopItemsTest(parameterized.TestCase):
+  @parameterized.product(
+    ties=(False, True), pad=(False, True), k=(1, 5, 10), chunk=(3, 100)
+  )
+  def test_equals_argsort(self, ties, pad, k, chunk):
+    """Of equal scores the lower number comes first, over all chunks."""
+    scores, _ = random_scores(ties=ties)
+    best, numbers = matrix_top(
+      scores, k=k, pad_is_candidate=pad, chunk_items=chunk
+    )
+    candidates = scores.copy()
+    if not pad:
+      candidates[:, 0] = -np.inf
+    expected = np.argsort(-candidates, axis=1, kind='stable')[:, :k]
+    np.testing.assert_array_equal(numbers, expected)
+    np.testing.assert_array_equal(
+      best, np.take_along_axis(scores, expected, axis=1)
+    )
+
+  @parameterized.parameters(False, True)
+  def test_label_is_in_the_best_k_if_its_rank_is_below_k(self, pad):
+    scores, labels = random_scores(ties=False, size=(20, 7), seed=1)
+    rank = matrix_ranks(scores, labels, pad_is_candidate=pad, chunk_items=3)
+    self.assertGreater(len(set(rank.tolist())), 3)
+    for k in range(1, 7):
+      _, numbers = matrix_top(scores, k=k, pad_is_candidate=pad, chunk_items=2)
+      found = (numbers == labels[:, None]).any(1)
+      self.assertEqual(found.tolist(), (rank < k).tolist())
+
+
+class MetricsTest(absltest.TestCase):
+  def test_equal_plain_python(self):
+    rank = [0, 1, 4, 5, 9, 10, 11, 3000]
+    got = ranking_metrics(jnp.asarray(rank))
+    expected = {
+      'recall_at_1': [1, 0, 0, 0, 0, 0, 0, 0],
+      'recall_at_5': [1, 1, 1, 0, 0, 0, 0, 0],
+      'recall_at_10': [1, 1, 1, 1, 1, 0, 0, 0],
+      'mrr': [1 / (r + 1) for r in rank],
+      'ndcg_at_10': [1 / math.log2(r + 2) if r <= 9 else 0 for r in rank],
+      'rank': rank,
+    }
+    self.assertEqual(got.keys(), expected.keys())
+    for name, values in expected.items():
+      np.testing.assert_allclose(got[name], values, rtol=1e-6, err_msg=name)
+
+  def test_places_of_recall_and_ndcg(self):
+    got = ranking_metrics(jnp.asarray([2, 3]), at=(3,), ndcg_at=3)
+    self.assertEqual(got.keys(), {'recall_at_3', 'mrr', 'ndcg_at_3', 'rank'})
+    np.testing.assert_allclose(got['recall_at_3'], [1, 0])
+    np.testing.assert_allclose(got['ndcg_at_3'], [0.5, 0])  # 1 / log2(4)
+
+  def test_equal_ir_measures(self):
+    """Of a list of scored documents, as evaluation tools read it."""
+    try:
+      import ir_measures
+      from ir_measures import RR, R, nDCG
+    except ImportError:
+      self.skipTest('ir_measures is not installed')
+    scores, labels = random_scores(ties=False, size=(8, 16), seed=2)
+    mine = ranking_metrics(jnp.asarray(matrix_ranks(scores, labels)))
+    judged = [
+      ir_measures.Qrel(str(q), str(label), 1) for q, label in enumerate(labels)
+    ]
+    run = [
+      ir_measures.ScoredDoc(str(q), str(n), float(scores[q, n]))
+      for q in range(len(scores))
+      for n in range(1, scores.shape[1])
+    ]
+    names = {
+      R @ 1: 'recall_at_1',
+      R @ 5: 'recall_at_5',
+      R @ 10: 'recall_at_10',
+      RR: 'mrr',
+      nDCG @ 10: 'ndcg_at_10',
+    }
+    found = 0
+    for value in ir_measures.iter_calc(list(names), judged, run):
+      got = float(mine[names[value.measure]][int(value.query_id)])
+      self.assertAlmostEqual(got, value.value, places=5)
+      found += 1
+    self.assertEqual(found, len(names) * len(scores))
+
+
+if __name__ == '__main__':
+  absltest.main()
