@@ -62,9 +62,10 @@ def main() -> None:
   tables = (item_table(encoder),)
   server = ServerLoss(
     lambda params, batch: table_regulariser(params['items'], spreadout=weight),
+    optax.sgd(0.3),
     steps=8,
   )
-  mixed = dict(common, central_optimizer=optax.sgd(0.3), server=server)
+  mixed = dict(common, server=server)
 
   def with_spreadout(form: str) -> core.FederatedAlgorithm:
     loss = RetrievalLoss(

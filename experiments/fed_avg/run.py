@@ -22,7 +22,7 @@ from fedjax_ext.data import (
   fingerprint_splits,
 )
 from fedjax_ext.losses import Task
-from fedjax_ext.training import app
+from fedjax_ext.training import app, task_flags
 from fedjax_ext.training import flags as shared
 from fedjax_ext.training.loop import train
 from fedjax_ext.training.manifest import make_manifest
@@ -41,6 +41,7 @@ flags.DEFINE_float(
   'fine_tuning_learning_rate', None, 'fine_tuning: the rate, if another one.'
 )
 flags.adopt_module_key_flags(shared)
+flags.adopt_module_key_flags(task_flags)
 
 
 def make_algorithm(
@@ -133,7 +134,7 @@ def main() -> None:
   dataset = shared.dataset_from_flags(columns)
   sampler = shared.sampler_from_flags(dataset)
   layout = shared.layout_from_flags()
-  task = shared.task_from_flags(dataset)
+  task = task_flags.task_from_flags(dataset)
   algorithm = make_algorithm(task, dataset, layout)
   result = train(
     algorithm,
@@ -144,7 +145,7 @@ def main() -> None:
     layout=layout,
     workdir=workdir,
     manifest=make_manifest(
-      flags=shared.flag_values(__name__),
+      flags=shared.flag_values(__name__, task_flags.NAMED),
       data=f'{fingerprint(columns)} {fingerprint_splits(dataset)}',
       layout=layout.describe(),
     ),

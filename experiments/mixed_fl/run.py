@@ -16,6 +16,7 @@ from absl import flags
 from fedjax_ext import data
 from fedjax_ext.algorithms import MODES, ServerLoss, mixed_fl
 from fedjax_ext.algorithms import mixed_fl_costs as costs
+from fedjax_ext.algorithms.mixed_fl import GRADIENTS
 from fedjax_ext.core import (
   FederatedAlgorithm,
   Layout,
@@ -30,7 +31,13 @@ from fedjax_ext.losses import (
   table_regulariser,
 )
 from fedjax_ext.models.dual_encoder import TABLE
-from fedjax_ext.training import app, calls, processes, retrieval_flags
+from fedjax_ext.training import (
+  app,
+  calls,
+  processes,
+  retrieval_flags,
+  task_flags,
+)
 from fedjax_ext.training import flags as shared
 from fedjax_ext.training.loop import train
 from fedjax_ext.training.manifest import make_manifest
@@ -74,11 +81,12 @@ flags.DEFINE_float('central_weight', 1.0, 'Weight of the server, w_c.')
 flags.DEFINE_list(
   'merge_weights', None, 'Weights of the two deltas instead of the default.'
 )
-flags.DEFINE_bool(
-  'fresh', False, "two_way: gradients at the round's model, a pass more."
-)
-flags.DEFINE_bool(
-  'warm_start', False, 'two_way: begin with gradients at the first model.'
+flags.DEFINE_enum(
+  'gradients',
+  'stale',
+  GRADIENTS,
+  'two_way: gradients of the round before, 0 at first; the same, but warm from '
+  "those at the first model; or fresh ones at each round's model.",
 )
 flags.DEFINE_bool(
   'sparse_rows',
@@ -87,6 +95,7 @@ flags.DEFINE_bool(
 )
 shared.define_optimizer_flags('central', None)
 flags.adopt_module_key_flags(shared)
+flags.adopt_module_key_flags(task_flags)
 flags.adopt_module_key_flags(retrieval_flags)
 FLAGS.set_default('data_source', 'synthetic_smile')
 
@@ -123,10 +132,8 @@ def make_dataset() -> tuple[data.FederatedDataset, int | None, str]:
     settings = calls.arguments(
       'server_data', text, function, reserved=GIVEN_SELECTION
     )
-    missing = set(calls.missing(function, settings)) - set(GIVEN_SELECTION)
-    validate.check(
-      not missing,
-      f'Expected server_data={text} with {", ".join(sorted(missing))}.',
+    calls.check_complete(
+      'server_data', text, function, settings, GIVEN_SELECTION
     )
     if calls.takes(function, 'seed'):
       settings['seed'] = shared.role_seed('data')
@@ -151,7 +158,7 @@ def make_task(dataset: data.FederatedDataset) -> Task:
     )
   if 'curvature' in dataset.features:
     return quadratic_task(dataset.features['x'].shape[1])
-  return shared.task_from_flags(dataset)
+  return task_flags.task_from_flags(dataset)
 
 
 def mean_steps(dataset: data.FederatedDataset) -> int:
@@ -174,19 +181,30 @@ def make_server(
   validate.at_least('server_steps', FLAGS.server_steps, 0)
   validate.at_least('server_batch_size', FLAGS.server_batch_size, 1)
   steps = FLAGS.server_steps or mean_steps(dataset)
+  optimizer = shared.optimizer_from_flags('central')
   if client is None:
     return ServerLoss(
       lambda params, batch: table_regulariser(
         params[TABLE], spreadout=FLAGS.server_spreadout, form=FLAGS.table_form
       ),
+      optimizer,
       steps,
+      FLAGS.central_weight,
     )
   features = None
   if FLAGS.mode == 'oracle':
     features = {
       name: jnp.asarray(x) for name, x in data.server_features(dataset).items()
     }
-  return ServerLoss(task.loss, steps, client, FLAGS.server_batch_size, features)
+  return ServerLoss(
+    task.loss,
+    optimizer,
+    steps,
+    FLAGS.central_weight,
+    client,
+    FLAGS.server_batch_size,
+    features,
+  )
 
 
 def sparse_tables(dataset: data.FederatedDataset) -> tuple[SparseTable, ...]:
@@ -225,15 +243,12 @@ def make_algorithm(
     mode=FLAGS.mode,
     server=make_server(dataset, task, client),
     client_optimizer=shared.optimizer_from_flags('client'),
-    central_optimizer=shared.optimizer_from_flags('central'),
     server_optimizer=shared.optimizer_from_flags('server'),
     layout=layout,
     phase=shared.phase_from_flags(),
     federated_weight=FLAGS.federated_weight,
-    central_weight=FLAGS.central_weight,
     merge_weights=merge,
-    fresh=FLAGS.fresh,
-    warm_start=FLAGS.warm_start,
+    gradients=FLAGS.gradients,
     weighting=FLAGS.client_weighting,
     tables=sparse_tables(dataset),
     debug=FLAGS.debug,
@@ -320,7 +335,8 @@ def main() -> None:
     workdir=workdir,
     manifest=make_manifest(
       flags=shared.flag_values(
-        __name__, NAMED | (retrieval_flags.NAMED if retrieval else {})
+        __name__,
+        NAMED | task_flags.NAMED | (retrieval_flags.NAMED if retrieval else {}),
       ),
       data=data_digest,
       layout=layout.describe(),

@@ -1,7 +1,7 @@
 """Federated deep retrieval: losses that do, and do not, depend on the batch.
 
   python -m experiments.retrieval.run --workdir=runs/retrieval \
-    --flagfile=experiments/retrieval/flags/synthetic_hinge_table.flags
+    --flagfile=experiments/retrieval/flags/synthetic.flags
 
 See README.md beside this file for the paper, the flag files and results.
 """

@@ -408,27 +408,10 @@ def load_tfds(
   Raises:
     InvalidInput: a library, data set, split or feature is missing.
   """
-  try:
-    import tensorflow_datasets as tfds
-  except ImportError as error:
-    raise validate.InvalidInput(
-      'Expected tensorflow-datasets; pip install fedjax_ext[tfds].'
-    ) from error
   splits = {'train': split} | ({'test': test_split} if test_split else {})
   sources = {}
   for ours, theirs in splits.items():
-    try:
-      sources[ours] = tfds.data_source(
-        name,
-        split=theirs,
-        data_dir=data_dir or None,
-        deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-      )
-    except Exception as error:
-      raise validate.InvalidInput(
-        f'Expected to open split {theirs} of TFDS data set {name} in '
-        f'{data_dir or "~/tensorflow_datasets"}: {_one_line(error)}'
-      ) from error
+    tfds, sources[ours] = open_tfds(name, theirs, data_dir)
   info = sources['train'].dataset_info
   features = _leaves(tfds, info.features)
   for what, feature in (('label', label), ('client_feature', client_feature)):
@@ -476,9 +459,40 @@ def load_tfds(
   )
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
   lines = str(error).strip().splitlines()
   return lines[0] if lines else type(error).__name__
+
+
+def open_tfds(name: str, split: str, data_dir: str) -> tuple[Any, Any]:
+  """(the library, one split of a TFDS data set as raw records).
+
+  Args:
+    name: of the data set, with its config.
+    split: as TFDS writes it.
+    data_dir: folder of prepared data sets, '' for ~/tensorflow_datasets.
+
+  Raises:
+    InvalidInput: the library, data set or split is missing.
+  """
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise validate.InvalidInput(
+      'Expected tensorflow-datasets; pip install fedjax_ext[tfds].'
+    ) from error
+  try:
+    return tfds, tfds.data_source(
+      name,
+      split=split,
+      data_dir=data_dir or None,
+      deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+    )
+  except Exception as error:
+    raise validate.InvalidInput(
+      f'Expected to open split {split} of TFDS data set {name} in '
+      f'{data_dir or "~/tensorflow_datasets"}: {one_line(error)}'
+    ) from error
 
 
 def _leaves(tfds: Any, features: Any, prefix: str = '') -> dict[str, Any]:
@@ -531,7 +545,7 @@ def _decoder(
       example = chosen.deserialize_example_np(data)
     except Exception as error:
       raise validate.InvalidInput(
-        f'Expected an intact example: {_one_line(error)}'
+        f'Expected an intact example: {one_line(error)}'
       ) from error
     result = {}
     for name in features:

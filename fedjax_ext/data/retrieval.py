@@ -16,6 +16,7 @@ from fedjax_ext.core import validate
 from fedjax_ext.core.plans import ramp
 from fedjax_ext.data.columns import Columns, store_clients
 from fedjax_ext.data.index_cache import cached_index, file_key
+from fedjax_ext.data.records import one_line, open_tfds
 
 _SPLITS = ('train', 'validation', 'test')
 _UNKNOWN_RANK = 65535
@@ -414,24 +415,7 @@ def _check_columns(
 
 
 def _read_tfds(data_dir: str, name: str, split: str) -> Ratings:
-  try:
-    import tensorflow_datasets as tfds
-  except ImportError as error:
-    raise validate.InvalidInput(
-      'Expected tensorflow-datasets; pip install fedjax_ext[tfds].'
-    ) from error
-  try:
-    source = tfds.data_source(
-      name,
-      split=split,
-      data_dir=data_dir or None,
-      deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-    )
-  except Exception as error:
-    raise validate.InvalidInput(
-      f'Expected to open split {split} of TFDS data set {name} in '
-      f'{data_dir or "~/tensorflow_datasets"}: {_one_line(error)}'
-    ) from error
+  tfds, source = open_tfds(name, split, data_dir)
   info = source.dataset_info
   wanted = ('user_id', 'movie_id', 'timestamp')
   for feature in wanted:
@@ -466,11 +450,6 @@ def _decode(
       except Exception as error:
         raise validate.InvalidInput(
           f'Expected integers {", ".join(wanted)} in record {i} of {name}: '
-          f'{_one_line(error)}'
+          f'{one_line(error)}'
         ) from error
   return values
-
-
-def _one_line(error: Exception) -> str:
-  lines = str(error).strip().splitlines()
-  return lines[0] if lines else type(error).__name__

@@ -203,3 +203,48 @@ def _parse(flag: str, key: str, text: str, hint: Any) -> Any:
     raise InvalidInput(
       f'Expected {key} of {flag} to be {kind.__name__}, got {key}={text}.'
     ) from error
+
+
+def check_complete(
+  flag: str,
+  text: str,
+  function: Callable,
+  settings: dict[str, Any],
+  given: tuple[str, ...],
+) -> None:
+  """Checks that nothing that a function needs is missing.
+
+  Args:
+    flag: name of the flag, for messages.
+    text: as for `resolve`.
+    function: what will be called.
+    settings: its arguments by name.
+    given: arguments that come from elsewhere.
+
+  Raises:
+    InvalidInput: an argument is missing.
+  """
+  left = set(missing(function, settings)) - set(given)
+  validate.check(
+    not left,
+    f'Expected {flag}={text} with {", ".join(sorted(left))}; settings: '
+    f'{describe(function, reserved=given)}.',
+  )
+
+
+def check_type(flag: str, text: str, got: Any, kind: type) -> None:
+  """Checks what a function returned; raises InvalidInput."""
+  validate.check(
+    isinstance(got, kind),
+    f'Expected {flag}={text} to return {kind.__name__}, got '
+    f'{type(got).__name__}.',
+  )
+
+
+def check_takes(flag: str, text: str, function: Callable, *names: str) -> None:
+  """Checks that a function has arguments of those names; or InvalidInput."""
+  validate.check(
+    all(takes(function, name) for name in names),
+    f'Expected {flag}={text} to be a function with keyword-only '
+    f'{" and ".join(names)}.',
+  )

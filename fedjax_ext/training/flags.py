@@ -11,15 +11,12 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
 
 from fedjax_ext import data
 from fedjax_ext.core import (
-  InvalidInput,
   Layout,
   Phase,
   Sampler,
@@ -29,13 +26,7 @@ from fedjax_ext.core import (
   weighted_sampler,
 )
 from fedjax_ext.core.sampling import check_cohort_size
-from fedjax_ext.losses import Task, classification_task, next_token_task
-from fedjax_ext.models import (
-  MODELS,
-  Model,
-  rematerialised,
-  with_compute_dtype,
-)
+from fedjax_ext.models import MODELS, dual_encoder
 from fedjax_ext.training import calls, device_flags
 from fedjax_ext.training.loop import Schedule, Seeds
 
@@ -45,6 +36,7 @@ _LOG = logging.getLogger(__name__)
 GIVEN = ('data_dir', 'seed')
 GIVEN_SKEW = ('num_clients', 'seed')
 GIVEN_MODEL = ('input_shape', 'num_classes')
+_ALL_MODELS = {**MODELS, 'dual_encoder': dual_encoder}
 DEFAULT_PARTITION = 'dirichlet:num_clients=100,alpha=0.5'
 OPTIMIZERS = ('sgd', 'adam', 'adamw', 'yogi', 'adagrad', 'rmsprop')
 
@@ -108,13 +100,6 @@ flags.DEFINE_string(
   'Images that differ by client, one of these or MODULE.FUNCTION:\n'
   f'{calls.describe_all(data.SKEWS, reserved=GIVEN_SKEW)}',
 )
-flags.DEFINE_string(
-  'data_preprocess',
-  '',
-  'What happens to a batch of images inside the client step; these or '
-  'MODULE.FUNCTION, several joined by "+":\n'
-  f'{calls.describe_all(data.PREPROCESS)}',
-)
 flags.DEFINE_float(
   'data_memory_gb',
   2.0,
@@ -147,24 +132,7 @@ flags.DEFINE_string(
   'model',
   'mlp',
   'The model: one of these, or any MODULE.FUNCTION that returns a Model:\n'
-  f'{calls.describe_all(MODELS, reserved=GIVEN_MODEL)}',
-)
-flags.DEFINE_enum(
-  'compute_dtype',
-  'float32',
-  ['float32', 'bfloat16'],
-  'What models compute in; params and aggregation stay float32.',
-)
-flags.DEFINE_bool(
-  'rematerialise',
-  False,
-  'Recompute activations in the backward pass: less memory, more time.',
-)
-flags.DEFINE_float(
-  'expected_length',
-  0.0,
-  "Text: divide each example's loss by this constant (as FedJAX does: T for "
-  "Shakespeare, 13.3 for Stack Overflow); 0: a batch's by its tokens.",
+  f'{calls.describe_all(_ALL_MODELS, reserved=GIVEN_MODEL)}',
 )
 
 
@@ -226,8 +194,6 @@ NAMED = {
   'data_source': data.SOURCES,
   'data_partition': data.PARTITIONERS,
   'data_skew': data.SKEWS,
-  'data_preprocess': data.PREPROCESS,
-  'model': MODELS,
 }
 
 # Flags that say where things are or how it runs, not what it computes.
@@ -250,7 +216,7 @@ def flag_values(
 
   Args:
     module: `__name__` of the binary, which has adopted this module's flags.
-    named: {flag: functions known by name}, besides or instead of `NAMED`.
+    named: {flag: functions known by name}, besides `NAMED`.
   """
   values = {
     flag.name: flag.value
@@ -335,41 +301,10 @@ def columns_from_flags(flag: str = 'data_source') -> data.Columns:
     settings['data_dir'] = FLAGS.data_dir
   if calls.takes(load, 'seed'):
     settings['seed'] = role_seed('data')
-  _check_complete(flag, text, load, settings, GIVEN)
+  calls.check_complete(flag, text, load, settings, GIVEN)
   columns = load(**settings)
-  _check_type(flag, text, columns, data.Columns)
+  calls.check_type(flag, text, columns, data.Columns)
   return columns
-
-
-def _check_complete(
-  flag: str,
-  text: str,
-  function: Callable,
-  settings: dict[str, Any],
-  given: tuple[str, ...],
-) -> None:
-  missing = set(calls.missing(function, settings)) - set(given)
-  validate.check(
-    not missing,
-    f'Expected {flag}={text} with {", ".join(sorted(missing))}; settings: '
-    f'{calls.describe(function, reserved=given)}.',
-  )
-
-
-def _check_type(flag: str, text: str, got: Any, kind: type) -> None:
-  validate.check(
-    isinstance(got, kind),
-    f'Expected {flag}={text} to return {kind.__name__}, got '
-    f'{type(got).__name__}.',
-  )
-
-
-def _check_takes(flag: str, text: str, function: Callable, *names: str) -> None:
-  validate.check(
-    all(calls.takes(function, name) for name in names),
-    f'Expected {flag}={text} to be a function with keyword-only '
-    f'{" and ".join(names)}.',
-  )
 
 
 def dataset_from_flags(columns: data.Columns) -> data.FederatedDataset:
@@ -378,7 +313,7 @@ def dataset_from_flags(columns: data.Columns) -> data.FederatedDataset:
   skew = None
   if FLAGS.data_skew:
     function = calls.resolve('data_skew', FLAGS.data_skew, data.SKEWS)
-    _check_takes('data_skew', FLAGS.data_skew, function, *GIVEN_SKEW)
+    calls.check_takes('data_skew', FLAGS.data_skew, function, *GIVEN_SKEW)
     settings = calls.arguments(
       'data_skew', FLAGS.data_skew, function, reserved=GIVEN_SKEW
     )
@@ -426,11 +361,11 @@ def _partition_from_flags(
     return None, 1
   known = {**data.PARTITIONERS, 'client': lambda: None}
   function = calls.resolve('data_partition', text, known)
-  _check_takes('data_partition', text, function, 'num_clients', 'seed')
+  calls.check_takes('data_partition', text, function, 'num_clients', 'seed')
   settings = calls.arguments(
     'data_partition', text, function, reserved=('seed',)
   )
-  _check_complete('data_partition', text, function, settings, ('seed',))
+  calls.check_complete('data_partition', text, function, settings, ('seed',))
   num_clients = settings.pop('num_clients', 100)
   validate.check(
     isinstance(num_clients, int),
@@ -527,15 +462,6 @@ def optimizer_from_flags(
   return optimizer
 
 
-def preprocess_from_flags() -> data.Preprocess | None:
-  """--data_preprocess as one function of images [B, ...], or None."""
-  steps = []
-  for text in filter(None, FLAGS.data_preprocess.split('+')):
-    function = calls.resolve('data_preprocess', text, data.PREPROCESS)
-    steps.append(function(**calls.arguments('data_preprocess', text, function)))
-  return data.chain(*steps) if steps else None
-
-
 def build_model(
   registry: Mapping[str, Callable],
   kind: type,
@@ -553,109 +479,10 @@ def build_model(
   """
   text = FLAGS.model
   function = calls.resolve('model', text, registry)
-  _check_takes('model', text, function, *GIVEN_MODEL)
+  calls.check_takes('model', text, function, *GIVEN_MODEL)
   settings = calls.arguments('model', text, function, reserved=GIVEN_MODEL)
   settings |= {'input_shape': input_shape, 'num_classes': num_classes}
-  _check_complete('model', text, function, settings, GIVEN_MODEL)
+  calls.check_complete('model', text, function, settings, GIVEN_MODEL)
   model = function(**settings)
-  _check_type('model', text, model, kind)
+  calls.check_type('model', text, model, kind)
   return model
-
-
-def model_from_flags(example: jax.ShapeDtypeStruct, num_classes: int) -> Model:
-  """The model for a batch like the example, checked before compilation.
-
-  Args:
-    example: a batch's shape [B, ...] and dtype, as the model sees it.
-    num_classes: Y, or the size V of the vocabulary.
-  """
-  text = FLAGS.model
-  model = build_model(
-    MODELS, Model, input_shape=example.shape[1:], num_classes=num_classes
-  )
-  tokens = jnp.issubdtype(example.dtype, jnp.integer)
-  expected = (*(example.shape if tokens else example.shape[:1]), num_classes)
-  try:
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    got = jax.eval_shape(model.apply, variables, example).shape
-  except InvalidInput:
-    raise
-  except Exception as error:
-    got = (str(error).splitlines() or [type(error).__name__])[0][:200]
-  validate.check(
-    got == expected,
-    f'Expected model={text} to map {"tokens" if tokens else "inputs"} '
-    f'{list(example.shape)} to logits {list(expected)}, got '
-    f'{list(got) if isinstance(got, tuple) else got}',
-  )
-  if FLAGS.compute_dtype != 'float32':
-    model = with_compute_dtype(model, FLAGS.compute_dtype)
-  return rematerialised(model) if FLAGS.rematerialise else model
-
-
-def task_from_flags(dataset: data.FederatedDataset) -> Task:
-  """What --model learns on a dataset (columns [M, ...]).
-
-  Next tokens where there is a column `tokens` [M, T+1]; else the column `label`
-  from `image`, or from `x`.
-  """
-  features = dataset.features
-  if 'tokens' in features:
-    validate.check(
-      not FLAGS.data_preprocess,
-      f'Expected no data_preprocess for tokens, got {FLAGS.data_preprocess}.',
-    )
-    shape = (2, features['tokens'].shape[1] - 1)
-    return next_token_task(
-      model_from_flags(
-        jax.ShapeDtypeStruct(shape, jnp.int32), dataset.num_classes
-      ),
-      vocab_size=dataset.num_classes,
-      expected_length=FLAGS.expected_length,
-    )
-  validate.check(
-    not FLAGS.expected_length,
-    'Expected expected_length=0 for data without tokens, got '
-    f'{FLAGS.expected_length}.',
-  )
-  feature = 'image' if 'image' in features else 'x'
-  validate.check(
-    feature in features and 'label' in features,
-    'Expected features "image" or "x" and "label", or "tokens", got '
-    f'{sorted(features)}.',
-  )
-  column = features[feature]
-  _check_numbers(feature, column)
-  example = jax.ShapeDtypeStruct((2, *column.shape[1:]), column.dtype)
-  preprocess = preprocess_from_flags()
-  if preprocess is not None:
-    validate.check(
-      feature == 'image' and column.ndim in (3, 4),
-      f'Expected a feature "image" [M, H, W] or [M, H, W, D] for '
-      f'data_preprocess={FLAGS.data_preprocess}, got {feature!r} of shape '
-      f'{["M", *column.shape[1:]]}.',
-    )
-    example = jax.eval_shape(lambda x: preprocess(None, x), example)
-  example = jax.ShapeDtypeStruct(example.shape, jnp.result_type(float))
-  return classification_task(
-    model_from_flags(example, dataset.num_classes),
-    feature=feature,
-    preprocess=preprocess,
-  )
-
-
-def _check_numbers(feature: str, column: Any) -> None:
-  """Checks that a column has floats, or integers that are pixels."""
-  validate.check(
-    column.dtype.kind in 'fiub',
-    f'Expected numbers in feature {feature!r}, got {column.dtype}.',
-  )
-  if column.dtype.kind == 'b' or column.dtype.itemsize == 1:
-    return
-  if column.dtype.kind in 'iu' and type(column) is np.ndarray and column.size:
-    low, high = column.min(), column.max()
-    validate.check(
-      low >= 0 and high <= 255,
-      f'Expected integers of feature {feature!r} to be pixels in 0..255 '
-      f'(store other numbers as floats), got {low}..{high}.',
-    )

@@ -38,6 +38,8 @@ EVERYBODY = np.arange(len(SIZES))
 def compiled(mode, server, rate, x64_enabled, settings):
   """An algorithm without plans: what is compiled does not depend on them."""
   del x64_enabled
+  settings = dict(settings)
+  weight = settings.pop('central_weight', 1.0)
   loss = quadratic_task(1).loss
   features = None
   if mode == 'oracle':
@@ -45,13 +47,14 @@ def compiled(mode, server, rate, x64_enabled, settings):
   return lambda phase, steps: mixed_fl(
     quadratic_task(1),
     mode=mode,
-    server=ServerLoss(loss, steps, server, 1, features),
+    server=ServerLoss(
+      loss, optax.sgd(rate), steps, weight, server, 1, features
+    ),
     client_optimizer=optax.sgd(rate),
-    central_optimizer=optax.sgd(rate),
     server_optimizer=optax.sgd(1.0),
     layout=core.make_layout(num_devices=1),
     phase=phase,
-    **dict(settings),
+    **settings,
   )
 
 
@@ -154,7 +157,7 @@ class QuadraticTest(parameterized.TestCase):
       'O2b',
       'two_way',
       A,
-      dict(fresh=True),
+      dict(gradients='fresh'),
       [-2.23701, -1.97191313, -2.00332843],
       -2.0,
     ),
@@ -162,16 +165,23 @@ class QuadraticTest(parameterized.TestCase):
       'O2e',
       'two_way',
       A,
-      dict(warm_start=True),
+      dict(gradients='warm'),
       [-2.23701, -2.67890832, -2.09059348, -1.81774013],
       None,
     ),
     ('O3_PT', 'parallel_training', A, dict(steps=1, x0=0.7), [-0.11], None),
     ('O3_1W', 'one_way', A, dict(steps=1, x0=0.7), [-0.11], None),
-    ('O3_2W', 'two_way', A, dict(steps=1, x0=0.7, fresh=True), [-0.11], None),
+    (
+      'O3_2W',
+      'two_way',
+      A,
+      dict(steps=1, x0=0.7, gradients='fresh'),
+      [-0.11],
+      None,
+    ),
     ('O4', 'parallel_training', B, {}, [-1.02542], -0.79303038),
     ('O4b', 'one_way', B, {}, [-1.08342], -0.82859415),
-    ('O4c', 'two_way', B, dict(fresh=True), [-0.87787], -0.66199881),
+    ('O4c', 'two_way', B, dict(gradients='fresh'), [-0.87787], -0.66199881),
     ('O5b', 'parallel_training', C, {}, [], -2.21727395),
     ('O5d', 'one_way', C, dict(steps=2), [], -3.0),
     ('O4f_PT', 'parallel_training', B, dict(steps=1), [], -0.5),
@@ -243,7 +253,7 @@ class QuadraticTest(parameterized.TestCase):
   def test_contraction_factors(self, case):
     # O5 to O5c
     mode, factors = case
-    settings = dict(fresh=True) if mode == 'two_way' else {}
+    settings = dict(gradients='fresh') if mode == 'two_way' else {}
     with x64():
       for steps, expected in factors.items():
         run = Quadratics(mode, C, steps=steps, **settings)
@@ -379,14 +389,14 @@ class PlainLoopTest(parameterized.TestCase):
       algorithm = mixed_fl(
         problem.task,
         mode=mode,
-        server=ServerLoss(problem.task.loss, 3, server, 5),
+        server=ServerLoss(
+          problem.task.loss, optax.sgd(0.05), 3, 0.4, server, 5
+        ),
         client_optimizer=optax.sgd(0.1),
-        central_optimizer=optax.sgd(0.05),
         server_optimizer=optax.sgd(0.7),
         layout=layout,
         phase=phase,
         federated_weight=0.6,
-        central_weight=0.4,
       )
       features = core.place_features(dataset.features, layout)
       state = algorithm.init(jax.random.key(0))
@@ -468,9 +478,7 @@ class PlainLoopTest(parameterized.TestCase):
     mixed = mixed_fl(
       problem.task,
       mode=mode,
-      server=ServerLoss(problem.task.loss, 3, server, 5),
-      central_optimizer=optax.sgd(0.1),
-      central_weight=0.0,
+      server=ServerLoss(problem.task.loss, optax.sgd(0.1), 3, 0.0, server, 5),
       **settings,
     )
     plain = fed_avg(problem.task, **settings)
@@ -548,10 +556,10 @@ class RegulariserTest(parameterized.TestCase):
         lambda params, batch: table_regulariser(
           params['items'], spreadout=0.01
         ),
+        optax.sgd(0.5),
         steps=1,
       ),
       client_optimizer=optax.sgd(0.5),
-      central_optimizer=optax.sgd(0.5),
       server_optimizer=optax.sgd(1.0),
       layout=self.layout,
       **settings,
@@ -594,15 +602,14 @@ class RegulariserTest(parameterized.TestCase):
 
 class ErrorTest(absltest.TestCase):
   def make(self, **settings):
-    task = quadratic_task(1)
+    task, sgd = quadratic_task(1), optax.sgd(0.1)
     settings = (
-      dict(mode='one_way', server=ServerLoss(task.loss, 1, 0)) | settings
+      dict(mode='one_way', server=ServerLoss(task.loss, sgd, 1, client=0))
+      | settings
     )
-    sgd = optax.sgd(0.1)
     return mixed_fl(
       task,
       client_optimizer=sgd,
-      central_optimizer=sgd,
       server_optimizer=sgd,
       layout=core.make_layout(num_devices=1),
       **settings,
@@ -612,8 +619,12 @@ class ErrorTest(absltest.TestCase):
     loss = quadratic_task(1).loss
     for settings, message in (
       (dict(mode='three_way'), 'got mode=three_way'),
-      (dict(server=ServerLoss(loss, 0)), 'steps of the server=0'),
-      (dict(fresh=True), 'mode=two_way for fresh'),
+      (
+        dict(server=ServerLoss(loss, optax.sgd(0.1), 0)),
+        'steps of the server=0',
+      ),
+      (dict(gradients='fresh'), 'mode=two_way for gradients=fresh'),
+      (dict(gradients='old'), 'got gradients=old'),
       (dict(weighting='equal'), 'got weighting=equal'),
       (dict(mode='client_side'), 'mode=oracle'),
       (dict(mode='oracle'), 'features of the server'),

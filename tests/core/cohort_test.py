@@ -20,10 +20,19 @@ class Shell:
   }
 
 
+class Server:
+  """A plan of the cohort's, and one of two clients' in every round."""
+
+  plans = {
+    'work': Shell.plans['work'],
+    'server': core.PlanSpec((core.Phase(batch_size=4),), clients=(12, 5)),
+  }
+
+
 class CohortTest(absltest.TestCase):
-  def cohort(self, clients=(9, 4, 2, 3), **settings):
+  def cohort(self, clients=(9, 4, 2, 3), algorithm=Shell, **settings):
     layout = core.make_layout(**LAYOUT)
-    return make_problem().cohort(Shell(), clients, layout, **settings)
+    return make_problem().cohort(algorithm(), clients, layout, **settings)
 
   def batches(self, cohort, client, plan='work'):
     for wave in cohort.plans(plan):
@@ -110,10 +119,56 @@ class CohortTest(absltest.TestCase):
       np.testing.assert_array_equal(got['matrix'][real], inputs['matrix'][at])
       self.assertLen(got['matrix'], len(plan.clients))
 
+  def test_clients_of_a_plan(self):
+    """A plan's own clients run it, whatever the cohort is."""
+    for clients in ((9, 4, 2, 3), (5, 1), ()):
+      cohort = self.cohort(clients, Server)
+      self.assertEqual(cohort.clients_of('work').tolist(), sorted(clients))
+      self.assertEqual(cohort.clients_of('server').tolist(), [5, 12])
+      for name, expected in (('work', sorted(clients)), ('server', [5, 12])):
+        planned = np.concatenate([w.clients for w in cohort.plans(name)])
+        self.assertEqual(sorted(planned[planned >= 0].tolist()), expected)
+    # Their batches are those of any plan of that name, and of this cohort.
+    batches = self.batches(cohort, 12, 'server')
+    rows = [row for batch, _ in batches for row in batch]
+    mine = make_problem().federated.client_rows(12).tolist()
+    self.assertEqual(sorted(rows), sorted(mine))
+    nobody = self.cohort(algorithm=Server).select(np.zeros(4, bool))
+    self.assertEqual(nobody.clients_of('server').tolist(), [5, 12])
+    self.assertEqual(self.batches(nobody, 12, 'server'), batches)
+
+  def test_inputs_of_a_plan_s_clients(self):
+    """They have a row for each of these, not of the cohort."""
+    program = core.ClientProgram(
+      lambda shared, client, key: client.inputs,
+      lambda shared, state, batch: state,
+      lambda shared, client, state: core.ClientOutput(
+        {'input': state}, jnp.ones(())
+      ),
+    )
+    reducer = core.collect()
+    run = core.for_each_client(
+      program, reducer, layout=core.make_layout(**LAYOUT)
+    )
+    cohort = self.cohort(algorithm=Server)
+    output, _ = run((), cohort, 'server', inputs=np.array([50.0, 120.0]))
+    collected, _ = core.finish(reducer, output)
+    found = {
+      int(client): float(value)
+      for client, value in zip(
+        output.clients, collected.update['input'], strict=True
+      )
+      if client >= 0
+    }
+    self.assertEqual(found, {5: 50.0, 12: 120.0})
+    with self.assertRaisesRegex(core.InvalidInput, 'leading axis K=2'):
+      run((), cohort, 'server', inputs=np.zeros(4))
+
   def test_unknown_plan_split_and_client(self):
     cohort = self.cohort()
-    with self.assertRaisesRegex(core.InvalidInput, 'one of work, same'):
-      cohort.plans('other')
+    for function in (cohort.plans, cohort.clients_of):
+      with self.assertRaisesRegex(core.InvalidInput, 'one of work, same'):
+        function('other')
     with self.assertRaisesRegex(core.InvalidInput, 'distinct'):
       self.cohort([4, 4]).plans('work')
     with self.assertRaisesRegex(core.InvalidInput, r'0\.\.18'):

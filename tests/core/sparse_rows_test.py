@@ -153,6 +153,25 @@ class SparseRowsTest(parameterized.TestCase):
       np.testing.assert_array_equal(mine[mine != NO_ROW], expected)
       self.assertTrue((np.diff(mine.astype(np.int64)) >= 0).all())
 
+  def test_rows_that_every_client_holds(self):
+    """Whether its examples name them or not, and once."""
+    table = TABLE._replace(always=(V - 1, 0))
+    data = make_data()
+    rows = touched_rows(
+      (table,), {'train': data}, data.features, np.array([4, 1, 0])
+    )[TABLE.path]
+    named = self.named()
+    for mine, client in zip(rows, (4, 1, 0), strict=True):
+      expected = sorted({0, V - 1, *named[client].tolist()})
+      self.assertEqual(mine[mine != NO_ROW].tolist(), expected)
+    self.assertNotIn(0, named[4])
+    # They have no gradient and change nothing.
+    settings = dict(optimizer=optax.sgd(0.05))
+    with jax.enable_x64(True):
+      dense = train((), **settings)
+      sparse = train((table,), **settings)
+    self.assert_same(dense, sparse)
+
   def test_fed_prox_sees_the_same_rows(self):
     # The penalty on rows that a client does not touch is zero.
     settings = dict(

@@ -42,7 +42,7 @@ BAD = {
   ),
   'steps': (['--server_steps=-1'], ['server_steps=-1']),
   'batch': (['--server_batch_size=0'], ['server_batch_size=0']),
-  'fresh': (['--fresh'], ['mode=two_way', 'parallel_training']),
+  'fresh': (['--gradients=fresh'], ['mode=two_way', 'parallel_training']),
   'client side': (['--mode=client_side'], ['client_side', 'oracle']),
   'merge': (['--merge_weights=1'], ['--merge_weights']),
   'source': (['--server_data_source=digits'], ["'x'", 'server']),
@@ -102,8 +102,8 @@ class MixedTest(absltest.TestCase):
   def test_modes(self):
     modes = [mode for mode in MODES if mode != 'client_side']
     commands = {mode: [*SMILE, f'--mode={mode}'] for mode in modes}
-    commands['fresh'] = [*SMILE, '--mode=two_way', '--fresh']
-    commands['warm'] = [*SMILE, '--mode=two_way', '--warm_start']
+    commands['fresh'] = [*SMILE, '--mode=two_way', '--gradients=fresh']
+    commands['warm'] = [*SMILE, '--mode=two_way', '--gradients=warm']
     commands['random'] = [*SMILE, '--server_data=random:fraction=0.3']
     found = self.metrics(commands)
     losses = {n: m['test/loss/pooled'] for n, m in found.items()}

@@ -6,19 +6,24 @@ import sys
 import tempfile
 
 import pytest
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-class SmokeTableTest(absltest.TestCase):
+class SmokeTableTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('fed_avg', 'table', ('FedAvg', 'SCAFFOLD', 'Local training')),
+    ('retrieval', 'synthetic', ('Batch softmax', 'Global softmax')),
+    ('mixed_fl', 'table', ('PARALLEL TRAINING', 'Oracle')),
+  )
   @pytest.mark.slow
-  def test_fed_avg(self):
+  def test_smoke(self, paper, table, rows):
     with tempfile.TemporaryDirectory() as results:
       done = subprocess.run(
         [
-          *(sys.executable, '-m', 'launchers.table', '--paper=fed_avg'),
-          *('--preset=smoke', f'--results_dir={results}'),
+          *(sys.executable, '-m', 'launchers.table', f'--paper={paper}'),
+          *(f'--table={table}', '--preset=smoke', f'--results_dir={results}'),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -26,11 +31,12 @@ class SmokeTableTest(absltest.TestCase):
         check=False,
       )
       self.assertEqual(done.returncode, 0, done.stderr[-2000:])
-      folder = pathlib.Path(results) / 'fed_avg' / 'smoke'
-      table = (folder / 'table.md').read_text()
-      for row in ('FedAvg', 'FedProx (mu=0.1)', 'SCAFFOLD', 'Local training'):
-        self.assertRegex(table, rf'\| {row.split(" ")[0]}.*\(n = 1\)')
-      self.assertTrue((folder / 'table.csv').exists())
+      folder = pathlib.Path(results) / paper
+      folder = folder if table == 'table' else folder / table
+      text = (folder / 'smoke' / 'table.md').read_text()
+      for row in rows:
+        self.assertRegex(text, rf'\| {row}.*\(n = 1\)')
+      self.assertTrue((folder / 'smoke' / 'table.csv').exists())
 
 
 if __name__ == '__main__':

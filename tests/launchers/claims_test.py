@@ -4,12 +4,15 @@ The quantiles t(0.975, 1), t(0.975, 2) and t(0.975, 4) are 12.7062, 4.302653
 and 2.776445 in printed tables.
 """
 
+import dataclasses
+
 from absl.testing import absltest, parameterized
 
 from launchers import claims, grid, results, spec
 
 METRIC = 'test/accuracy'
 CLAIM = spec.Claim('A beats B', 'A', 'B', ('d',), 1.0)
+EQUAL = dataclasses.replace(CLAIM, text='A equals B', kind='equal')
 
 
 def result(row, seed, value, *, diverged=False, dataset='d'):
@@ -73,6 +76,53 @@ class ClaimsTest(parameterized.TestCase):
   def test_rule(self, low, high, expected):
     interval = claims.Interval((low + high) / 2, low, high)
     self.assertEqual(claims.outcome(interval, margin=1.0), expected)
+
+  @parameterized.parameters(
+    # Half a width of 0.2484138 around 0, 2, -2, 0.75 and 1; of 2.484138.
+    ((-0.1, 0.0, 0.1), 1.0, 'holds'),
+    ((1.9, 2.0, 2.1), 1.0, 'fails'),
+    ((-1.9, -2.0, -2.1), 1.0, 'fails'),
+    ((0.65, 0.75, 0.85), 1.0, 'holds'),
+    ((0.9, 1.0, 1.1), 1.0, 'undecided'),
+    ((1.0, 2.0, 3.0), 1.0, 'undecided'),
+    ((1.9, 2.0, 2.1), 2.25, 'holds'),
+    ((1.9, 2.0, 2.1), 2.24, 'undecided'),
+    ((1.9, 2.0, 2.1), 1.75, 'fails'),
+    ((1.9, 2.0, 2.1), 1.76, 'undecided'),
+    ((0.0, 0.0, 0.0), 1.0, 'holds'),
+  )
+  def test_claims_of_equality(self, gains, margin, expected):
+    claim = dataclasses.replace(EQUAL, margin=margin)
+    verdict = judge([(gain, 0.0) for gain in gains], claim=claim)
+    self.assertEqual(verdict.outcome, expected)
+    # Which row is called better does not matter.
+    verdict = judge([(0.0, gain) for gain in gains], claim=claim)
+    self.assertEqual(verdict.outcome, expected)
+
+  @parameterized.parameters(
+    (-1.0, 1.0, 'holds'),
+    (0.5, 1.0, 'holds'),
+    (-1.01, 1.0, 'undecided'),
+    (-1.0, 1.01, 'undecided'),
+    (-3.0, 3.0, 'undecided'),
+    (1.0, 2.0, 'undecided'),
+    (1.01, 2.0, 'fails'),
+    (-2.0, -1.0, 'undecided'),
+    (-2.0, -1.01, 'fails'),
+  )
+  def test_rule_of_equality(self, low, high, expected):
+    interval = claims.Interval((low + high) / 2, low, high)
+    self.assertEqual(
+      claims.outcome(interval, margin=1.0, kind='equal'), expected
+    )
+
+  def test_equality_needs_seeds_too(self):
+    verdict = judge([(1.0, 1.0)], claim=EQUAL)
+    self.assertEqual(verdict.outcome, 'undecided')
+    self.assertIn('at least 2', verdict.reason)
+    missing = judge([(1.0, 1.0), (1.0, 1.0), (1.0, None)], claim=EQUAL)
+    self.assertEqual(missing.outcome, 'undecided')
+    self.assertEqual(missing.reason, 'B, seed 3: failed')
 
   def test_differences_are_paired_by_seed(self):
     # Seeds spread over 30 points, yet the difference is 2 in each of them.

@@ -48,6 +48,40 @@ better = 'FedAvg'
 worse = 'Local'
 """
 
+MORE = (
+  TABLE.replace(
+    '[presets.smoke]', "also = ['test/loss/pooled', 'test/w']\n[presets.smoke]"
+  )
+  + """kind = 'equal'
+margin = 2
+
+[[relatives]]
+text = 'Gain over local training'
+row = 'FedAvg'
+reference = 'Local'
+kind = 'gain'
+datasets = ['letters']
+published = 'up to 20 %'
+source = 'abstract'
+
+[[relatives]]
+text = 'Gap'
+row = 'Local'
+reference = 'FedAvg'
+kind = 'gap'
+
+[[limits]]
+row = 'Local'
+at_least = 90
+source = 'our limit'
+datasets = ['digits']
+
+[[limits]]
+row = 'FedAvg'
+at_most = -0.5
+"""
+)
+
 
 class SpecTest(parameterized.TestCase):
   def test_every_key_is_read_and_defaults_are_filled_in(self):
@@ -71,6 +105,88 @@ class SpecTest(parameterized.TestCase):
     claim = table.claims[0]
     self.assertEqual(claim.datasets, ('digits', 'letters'))
     self.assertEqual(claim.margin, 1.0)
+
+  def test_further_metrics_relatives_limits_and_kinds(self):
+    table = spec.parse_table(MORE, file='table.toml')
+    self.assertEqual(table.also, ('test/loss/pooled', 'test/w'))
+    claim = table.claims[0]
+    self.assertEqual((claim.kind, claim.margin), ('equal', 2.0))
+    columns = ('digits', 'letters')
+    self.assertEqual(
+      table.relatives,
+      (
+        spec.Relative(
+          'Gain over local training',
+          'FedAvg',
+          'Local',
+          'gain',
+          ('letters',),
+          'up to 20 %',
+          'abstract',
+        ),
+        spec.Relative(
+          'Gap', 'Local', 'FedAvg', 'gap', columns, 'not found', ''
+        ),
+      ),
+    )
+    self.assertEqual(
+      table.limits,
+      (
+        spec.Limit('Local', 90.0, None, 'our limit', ('digits',)),
+        spec.Limit('FedAvg', None, -0.5, '', columns),
+      ),
+    )
+    plain = spec.parse_table(TABLE, file='table.toml')
+    self.assertEqual((plain.also, plain.relatives, plain.limits), ((),) * 3)
+    self.assertEqual(plain.claims[0].kind, 'better')
+
+  @parameterized.parameters(
+    ("also = ['test/loss/pooled', ", "also = ['', ", 'also: expected a text'),
+    ("also = ['test/loss/pooled', 'test/w']", 'also = 1', 'also: expected a l'),
+    ("kind = 'equal'", "kind = 'same'", 'claims[0].kind: expected one of'),
+    ("kind = 'gain'", "kind = 'ratio'", 'relatives[0].kind: expected one of'),
+    ("kind = 'gain'\n", '', 'relatives[0].kind: missing key'),
+    (
+      "reference = 'FedAvg'",
+      "reference = 'Fed'",
+      'relatives[1].reference: exp',
+    ),
+    (
+      "text = 'Gap'\nrow = 'Local'",
+      "text = 'Gap'",
+      'relatives[1].row: missing',
+    ),
+    (
+      "datasets = ['letters']",
+      "datasets = ['l']",
+      'relatives[0].datasets: exp',
+    ),
+    (
+      "published = 'up to 20 %'",
+      'published = 20',
+      'relatives[0].published: exp',
+    ),
+    ("text = 'Gap'", "texts = 'Gap'", 'relatives[1].texts: unknown key'),
+    ('at_least = 90\n', '', 'limits[0].row: expected one of at_least and at_m'),
+    (
+      'at_most = -0.5',
+      'at_most = -0.5\nat_least = 1',
+      'limits[1].row: expected',
+    ),
+    (
+      'at_least = 90',
+      'at_least = true',
+      'limits[0].at_least: expected a number',
+    ),
+    ('at_most = -0.5', 'at_most = inf', 'limits[1].at_most: expected a finite'),
+    ('at_most = -0.5', 'below = 2', 'limits[1].below: unknown key'),
+    ("row = 'Local'\nat_", "row = 'Lokal'\nat_", 'limits[0].row: expected one'),
+  )
+  def test_a_mistake_in_the_further_sections(self, old, new, message):
+    self.assertIn(old, MORE)
+    with self.assertRaises(fields.TableError) as caught:
+      spec.parse_table(MORE.replace(old, new, 1), file='a/table.toml')
+    self.assertStartsWith(str(caught.exception), 'a/table.toml: ' + message)
 
   @parameterized.parameters(
     ("name = 'Local'", "name = 'Local'\nflag = []", 'rows[1].flag: unknown'),

@@ -198,7 +198,41 @@ class ReproduceTest(FakeExperiment):
     self.assertIn('| Plain | 40.10', self.result('table.md', 'smoke'))
     self.assertFalse((self.root / 'results/fake/smoke/plot.png').exists())
 
+  def other(self):
+    """A second table of the paper, with another title and one row."""
+    start = TABLE.index("[[rows]]\nname = 'Tuned'")
+    end = TABLE.index("[[rows]]\nname = 'Plain'")
+    text = TABLE[:start] + TABLE[end : TABLE.index('[tuning]')]
+    path = self.paper / 'other.toml'
+    path.write_text(text.replace("'Fake'", "'Another'"))
+
+  def test_another_table_of_the_paper(self):
+    self.other()
+    options = self.options('smoke', table='other')
+    self.assertEqual(reproduce.run(options), 0)
+    folder = self.root / 'results/fake/other/smoke'
+    text = (folder / 'table.md').read_text()
+    self.assertStartsWith(text, '# Another\n')
+    self.assertIn('| Plain | 40.10', text)
+    self.assertNotIn('Tuned', text)
+    self.assertIn(' -m experiments.fake.run ', text)
+    self.assertEqual(
+      self.starts(), ['results/fake/other/smoke/runs/digits/plain/seed_1']
+    )
+    self.assertFalse((self.root / 'results/fake/smoke').exists())
+    self.assertIn(
+      'fake/other', (folder / 'table.csv').read_text().splitlines()[1]
+    )
+    # The first table is none of its business.
+    self.edit("title = 'Fake'", "title = 'Fake'\nsubtitle = 'x'")
+    self.assertEqual(reproduce.run(options), 0)
+    self.assertLen(self.starts(), 1)
+
   @parameterized.parameters(
+    ({'table': 'other'}, 'other.toml; papers with a table: none'),
+    ({'table': '../fake/table'}, r"--table: .* got '\.\./fake/table'"),
+    ({'table': 'table.toml'}, "--table: .* got 'table.toml'"),
+    ({'table': ''}, "--table: .* got ''"),
     ({'paper': 'fkae'}, 'papers with a table: fake'),
     ({'paper': '../fake'}, r"got '\.\./fake'"),
     ({'preset': 'paper'}, 'no preset'),
@@ -238,6 +272,7 @@ class CommandLineTest(FakeExperiment):
     (('--paper=fake', '--preset=smoke', '--seeds=a'), "got 'a'"),
     (('--paper=fake', '--preset=smoke', 'extra'), "'extra'"),
     (('--paper=none', '--preset=smoke'), 'papers with a table: fake'),
+    (('--paper=fake', '--preset=smoke', '--table=a/b'), '--table: expected'),
   )
   def test_a_bad_flag_is_one_line_and_exit_code_2(self, flags, message):
     ended = self.call(*flags)
@@ -267,6 +302,20 @@ class CommandLineTest(FakeExperiment):
     words = shlex.split(lines[-1])
     self.assertEqual(words[:3], [sys.executable, '-m', 'experiments.fake.run'])
     self.assertEqual(self.starts(), [])
+
+  def test_another_table(self):
+    path = self.paper / 'other.toml'
+    path.write_text(TABLE.replace("'Fake'", "'Another'"))
+    flags = ('--paper=fake', '--table=other', '--preset=smoke')
+    ended = self.call(*flags, '--dry_run')
+    self.assertEqual(ended.returncode, 0, ended.stderr)
+    for line in ended.stdout.splitlines():
+      self.assertIn('--workdir=results/fake/other/smoke/', line)
+    ended = self.call(*flags, '--verbosity=-1')
+    self.assertEqual(ended.returncode, 0, ended.stderr)
+    text = (self.root / 'results/fake/other/smoke/table.md').read_text()
+    command = 'python -m launchers.table --paper=fake --table=other '
+    self.assertIn(f'{command}--preset=smoke\n', text)
 
   def test_ctrl_c_exits_with_130_and_one_line_and_resumes(self):
     self.edit("'--rate=0.1'", "'--rate=0.1', '--wait=2'")

@@ -33,11 +33,47 @@ better = 'FedAvg'
 worse = 'Local'
 """
 METRIC = 'test/accuracy'
+MORE = (
+  TABLE.replace('[presets.small]', "also = ['test/loss']\n[presets.small]")
+  + """
+[[claims]]
+text = 'They are the same'
+better = 'FedAvg'
+worse = 'Local'
+kind = 'equal'
+margin = 6.2
+[[relatives]]
+text = 'Better by'
+row = 'FedAvg'
+reference = 'Local'
+kind = 'gain'
+published = '7 %'
+source = 'abstract'
+[[relatives]]
+text = 'Behind by'
+row = 'FedAvg'
+reference = 'Local'
+kind = 'gap'
+[[limits]]
+row = 'FedAvg'
+at_least = 96.0
+source = 'ours'
+[[limits]]
+row = 'FedAvg'
+at_least = 96.1
+[[limits]]
+row = 'Local'
+at_most = 90.3
+[[limits]]
+row = 'Local'
+at_most = 90.25
+"""
+)
 
 
-def final(value, *, diverged=False, commit='abc'):
+def final(value, *, diverged=False, commit='abc', loss=None):
   return results.Final(
-    metrics={METRIC: value},
+    metrics={METRIC: value} | ({} if loss is None else {'test/loss': loss}),
     diverged=diverged,
     round=50,
     clients=1000,
@@ -50,9 +86,9 @@ def final(value, *, diverged=False, commit='abc'):
   )
 
 
-def report(figures, *, preset='small'):
+def report(figures, *, preset='small', text=TABLE):
   """A report whose figures are finals or reasons of failure, by cell."""
-  table = spec.parse_table(TABLE, file='table.toml')
+  table = spec.parse_table(text, file='table.toml')
   plan = grid.make_plan(
     table,
     name='demo',
@@ -109,6 +145,65 @@ class TablesTest(absltest.TestCase):
     self.assertIn('--seed=9 --workdir=results/demo/small/tuning/', text)
     self.assertNotIn('Failed cells', text)
     self.assertNotIn('Fewer than 3 seeds', text)
+
+  def test_further_metrics_relatives_and_limits(self):
+    figures = [final(0.96, loss=0.2), final(0.962, loss=0.2)]
+    figures += [final(0.964, loss=0.3), final(0.90, loss=0.4)]
+    figures += [final(0.902, loss=0.5), final(0.903, loss=0.4)]
+    text = tables.markdown(report(figures, text=MORE))
+    for expected in (
+      # 20, 20, 30: s = 10 / sqrt(3); 40, 50, 40 too.
+      '| FedAvg | 96.20 ± 0.20 (n = 3) | 96.1 (Table 2) |',
+      'digits, `test/loss` |\n',
+      '| FedAvg | 23.33 ± 5.77 (n = 3) |\n| Local | 43.33 ± 5.77 (n = 3) |\n',
+      # Mean 6.0333 [5.89, 6.18] lies inside 6.2.
+      'They are the same | digits | FedAvg = Local: +6.00, +6.00, +6.10 | '
+      '+6.03 [+5.89, +6.18] | ±6.2 | **holds** |',
+      # 96 / 90, 96.2 / 90.2, 96.4 / 90.3 = 1.066667, 1.066519, 1.067553.
+      '| Better by: FedAvg / Local | digits | `test/accuracy` | '
+      '+6.67 %, +6.65 %, +6.76 % | +6.69 % | 7 % (abstract) |',
+      # 20 / 40, 20 / 50, 30 / 40.
+      '| Better by: FedAvg / Local | digits | `test/loss` | '
+      '-50.00 %, -60.00 %, -25.00 % | -45.00 % | 7 % (abstract) |',
+      '| Behind by: FedAvg / Local | digits | `test/accuracy` | '
+      '-6.67 %, -6.65 %, -6.76 % | -6.69 % | not found |',
+      '| Behind by: FedAvg / Local | digits | `test/loss` | '
+      '+50.00 %, +60.00 %, +25.00 % | +45.00 % | not found |',
+      '| FedAvg | digits | >= 96 | 96.00, 96.20, 96.40 | ours | **kept** |',
+      '| FedAvg | digits | >= 96.1 | 96.00, 96.20, 96.40 |  | **broken** |',
+      '| Local | digits | <= 90.3 | 90.00, 90.20, 90.30 |  | **kept** |',
+      '| Local | digits | <= 90.25 | 90.00, 90.20, 90.30 |  | **broken** |',
+    ):
+      self.assertIn(expected, text)
+    plain = tables.markdown(report(figures))
+    for absent in (
+      'test/loss',
+      '## Relative figures',
+      '## Limits',
+      'digits, `',
+    ):
+      self.assertNotIn(absent, plain)
+
+  def test_a_seed_without_a_figure_in_the_further_sections(self):
+    figures = [final(0.97, loss=0.2)] * 2 + [final(0.97, diverged=True)]
+    figures += [final(0.90, loss=0.4)] * 2 + [final(0.90)]
+    text = tables.markdown(report(figures, text=MORE))
+    for expected in (
+      '| FedAvg | diverged 1 of 3; 20.00 ± 0.00 (n = 2) |\n'
+      '| Local | failed 1 of 3; 40.00 ± 0.00 (n = 2) |\n',
+      '| digits | `test/accuracy` | n/a | n/a | 7 % (abstract) |',
+      '| digits | `test/loss` | n/a | n/a | 7 % (abstract) |',
+      # Two seeds keep it, the third did not get there.
+      '| FedAvg | digits | >= 96 | 97.00, 97.00 | ours | **broken** |',
+      '| Local | digits | <= 90.3 | 90.00, 90.00, 90.00 |  | **kept** |',
+    ):
+      self.assertIn(expected, text)
+
+  def test_a_reference_of_zero_has_no_ratio(self):
+    figures = [final(0.9, loss=0.1)] * 3 + [final(0.9, loss=0.0)] * 3
+    text = tables.markdown(report(figures, text=MORE))
+    self.assertIn('| digits | `test/accuracy` | +0.00 %, +0.00 %, ', text)
+    self.assertIn('| digits | `test/loss` | n/a | n/a | 7 % (abs', text)
 
   def test_cells_that_diverged_or_failed_stay_and_say_so(self):
     figures = [final(0.96), final(0.5, diverged=True), final(float('nan'))]

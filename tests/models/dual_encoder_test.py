@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -22,19 +21,20 @@ def tower(params, name, x):
 class DualEncoderTest(parameterized.TestCase):
   def test_masked_mean(self):
     """R11."""
-    table = jnp.array([[0, 0], [1, 2], [3, 4], [5, 6]], jnp.float32)
-    ids = jnp.array([[1, 3, 0], [0, 0, 0], [2, 2, 1]])
+    table = np.array([[0, 0], [1, 2], [3, 4], [5, 6]], np.float32)
+    ids = np.array([[1, 3, 0], [0, 0, 0], [2, 2, 1]])
     expected = [[3, 4], [0, 0], [7 / 3, 10 / 3]]
-    got = masked_mean_embedding(table, ids)
+    mean = jax.jit(masked_mean_embedding)
+    got = mean(table, ids)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
     # What the row of padding holds does not matter, nor where padding stands.
-    junk = table.at[0].set(9)
-    got = masked_mean_embedding(junk, ids[:, ::-1])
+    junk = np.maximum(table, [[9], [0], [0], [0]]).astype(np.float32)
+    got = mean(junk, ids[:, ::-1])
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
   def test_parameters_of_movielens(self):
     encoder = dual_encoder(num_classes=3953, input_shape=(10,))
-    params = encoder.init(jax.random.key(0))
+    params = jax.jit(encoder.init)(jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(params))
     self.assertEqual(count, 63_520)
     self.assertEqual(encoder.num_items, 3952)
@@ -59,7 +59,9 @@ class DualEncoderTest(parameterized.TestCase):
       item_hidden=(16,),
       item_activations=('relu',),
     )
-    one, same, two = (encoder.init(jax.random.key(k)) for k in (0, 0, 1))
+    init = jax.jit(encoder.init)
+    one, same, two = (init(jax.random.key(k)) for k in (0, 0, 1))
+    one, same, two = jax.device_get((one, same, two))
     np.testing.assert_array_equal(one['items'], same['items'])
     for path in (('items',), ('context_0', 'kernel')):
       a, b = one, two
@@ -80,10 +82,9 @@ class DualEncoderTest(parameterized.TestCase):
       item_hidden=(3,),
       item_activations=('tanh',),
     )
-    params = encoder.init(jax.random.key(1))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.standard_normal(x.shape), params)
-    params = jax.tree.map(jnp.asarray, params)
+    params = jax.eval_shape(encoder.init, jax.random.key(1))
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.tree.map(lambda x: draw(x.shape).astype(x.dtype), params)
     shapes = {k: v['kernel'].shape for k, v in params.items() if k != 'items'}
     self.assertEqual(
       shapes, {'context_0': (4, 5), 'context_1': (5, 3), 'item_0': (4, 3)}
@@ -92,13 +93,13 @@ class DualEncoderTest(parameterized.TestCase):
     mean = np.stack([(table[2] + table[5]) / 2, table[3]])
     hidden = np.maximum(tower(params, 'context_0', mean), 0)
     expected = tower(params, 'context_1', hidden)
-    ids = jnp.array([[2, 5, 0], [3, 0, 0]])
-    got = encoder.contexts(params, ids)
+    ids = np.array([[2, 5, 0], [3, 0, 0]])
+    got = jax.jit(encoder.contexts)(params, ids)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     self.assertLess(expected.min(), 0)  # the last layer is linear
     ids = np.array([4, 0, 1])
     expected = np.tanh(tower(params, 'item_0', table[ids]))
-    got = encoder.items(params, jnp.asarray(ids))
+    got = jax.jit(encoder.items)(params, ids)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
   @parameterized.parameters(
@@ -116,9 +117,9 @@ class DualEncoderTest(parameterized.TestCase):
       context_hidden=(2,),
       context_activations=(activation,),
     )
-    params = encoder.init(jax.random.key(0))
-    params['context_0']['bias'] = jnp.array([-1.0, 2.0])
-    got = encoder.contexts(params, jnp.zeros((1, 3), jnp.int32))
+    params = jax.device_get(jax.jit(encoder.init)(jax.random.key(0)))
+    params['context_0']['bias'] = np.array([-1, 2], np.float32)
+    got = jax.jit(encoder.contexts)(params, np.zeros((1, 3), np.int32))
     np.testing.assert_allclose(got, [expected], atol=1e-4)
 
   def test_without_layers(self):
@@ -129,13 +130,13 @@ class DualEncoderTest(parameterized.TestCase):
       context_hidden=(),
       context_activations=(),
     )
-    params = encoder.init(jax.random.key(0))
+    params = jax.jit(encoder.init)(jax.random.key(0))
     self.assertEqual(params.keys(), {'items'})
-    got = encoder.contexts(params, jnp.array([[0, 0], [2, 0]]))
+    got = jax.jit(encoder.contexts)(params, np.array([[0, 0], [2, 0]]))
     np.testing.assert_array_equal(got[0], np.zeros(3))
     np.testing.assert_array_equal(got[1], params['items'][2])
     np.testing.assert_array_equal(
-      encoder.items(params, jnp.array([3])), params['items'][3:]
+      encoder.items(params, np.array([3])), params['items'][3:]
     )
 
   @parameterized.parameters(
