@@ -101,7 +101,7 @@ def make_plan(
   """
   if preset not in spec.presets:
     raise fields.TableError(
-      f'--preset: {folder}/table.toml has no preset {preset!r}; it has '
+      f'--preset: the table of {name} has no preset {preset!r}; it has '
       + ', '.join(spec.presets)
     )
   if seeds is None:

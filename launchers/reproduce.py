@@ -72,8 +72,13 @@ def load(options: Options) -> tuple[spec_lib.TableSpec, grid.Plan]:
     )
   path = experiments / options.paper / f'{options.table}.toml'
   if not path.is_file():
-    pattern = f'*/{options.table}.toml'
-    papers = [p.parent.name for p in sorted(experiments.glob(pattern))]
+    others = sorted(experiments.glob(f'{options.paper}/*.toml'))
+    if others:
+      raise fields.TableError(
+        f'--table: no {_shown(path, experiments.parent)}; tables of '
+        f'{options.paper}: {", ".join(p.stem for p in others)}'
+      )
+    papers = sorted({p.parent.name for p in experiments.glob('*/*.toml')})
     raise fields.TableError(
       f'--paper: no {_shown(path, experiments.parent)}; papers with a table: '
       + (', '.join(papers) or 'none')
@@ -205,7 +210,7 @@ def _exit_code(
   report: tables.Report,
   root: pathlib.Path,
 ) -> int:
-  """Says what failed and where the table is; 1 where something failed."""
+  """Says what failed and where the table is; 1 for failures, broken limits."""
   lines = []
   for result in ended:
     if result.final is None:
@@ -219,8 +224,11 @@ def _exit_code(
         lines.append(f'{result.cell.label}: {figure.reason}')
   for line in lines:
     print(f'failed: {line}', file=sys.stderr)
+  broken = tables.broken_limits(report)
+  for line in broken:
+    print(f'limit broken: {line}', file=sys.stderr)
   print(f'{report.plan.results}/table.md')
-  return 1 if lines else 0
+  return 1 if lines or broken else 0
 
 
 def _root_and_digest(options: Options) -> tuple[pathlib.Path, str]:

@@ -42,7 +42,7 @@ The format, with every key (those marked optional may be left out):
     datasets = ['digits']             # optional: every column
     published = 'up to 20 %'          # optional, with its source
     source = 'abstract'
-    [[limits]]                        # optional: a bound on a row's figure
+    [[limits]]                        # optional: a bound, but for smoke
     row = 'FedAvg'
     at_least = 90.0                   # or at_most; shown units, for every seed
     source = 'our acceptance limit'

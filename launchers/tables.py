@@ -115,6 +115,11 @@ def _csv_line(report: Report, result: results_lib.Result) -> dict[str, Any]:
     'metric': report.spec.metric,
     'status': figure.status,
     'value': None if value is None else report.spec.scale * value,
+    **{
+      metric: None if also.value is None else report.spec.scale * also.value
+      for metric in report.spec.also
+      for also in [results_lib.measure(result, metric)]
+    },
     'published': source.value if source else 'not found',
     'published_source': source.source if source else None,
     'rounds': final and final.round,
@@ -344,11 +349,55 @@ def _relative_line(
 
 def _limits_section(report: Report) -> list[str]:
   """Bounds that every seed has to keep."""
-  spec, lines = report.spec, []
+  decimals = report.spec.decimals
+  lines = [
+    [
+      limit.row,
+      dataset,
+      _bound(limit),
+      ', '.join(f'{v:.{decimals}f}' for v in values) or 'none',
+      limit.source,
+      f'**{"kept" if kept else "broken"}**',
+    ]
+    for limit, dataset, values, kept in _judged_limits(report)
+  ]
+  if not lines:
+    return ['No limit is judged at this scale.']
+  header = ['method', 'data set', 'limit', 'by seed', 'source', 'verdict']
+  return [_table(header, lines)]
+
+
+def broken_limits(report: Report) -> list[str]:
+  """One line for each limit that a seed breaks or has no figure for."""
+  return [
+    f'{limit.row} on {dataset}: expected {_bound(limit)}, got '
+    + (', '.join(f'{v:g}' for v in values) or 'nothing')
+    for limit, dataset, values, kept in _judged_limits(report)
+    if not kept
+  ]
+
+
+def _bound(limit: spec_lib.Limit) -> str:
+  if limit.at_least is not None:
+    return f'>= {limit.at_least:g}'
+  return f'<= {limit.at_most:g}'
+
+
+def _judged_limits(
+  report: Report,
+) -> list[tuple[spec_lib.Limit, str, tuple[float, ...], bool]]:
+  """(limit, data set, figures by seed, whether all keep it) of what was run.
+
+  None at smoke scale, whose figures say nothing.
+  """
+  if report.plan.preset == 'smoke':
+    return []
   groups = {
-    (g.row, g.dataset): g for g in summary.summarise(spec, report.results)
+    (g.row, g.dataset): g
+    for g in summary.summarise(report.spec, report.results)
   }
-  for limit in spec.limits:
+  judged = []
+  for limit in report.spec.limits:
     for dataset in limit.datasets:
       group = groups.get((limit.row, dataset))
       if group is None:
@@ -358,18 +407,8 @@ def _limits_section(report: Report) -> list[str]:
         (low is None or v >= low) and (high is None or v <= high)
         for v in group.values
       )
-      lines.append(
-        [
-          limit.row,
-          dataset,
-          f'>= {low:g}' if low is not None else f'<= {high:g}',
-          ', '.join(f'{v:.{spec.decimals}f}' for v in group.values) or 'none',
-          limit.source,
-          f'**{"kept" if kept else "broken"}**',
-        ]
-      )
-  header = ['method', 'data set', 'limit', 'by seed', 'source', 'verdict']
-  return [_table(header, lines)]
+      judged.append((limit, dataset, group.values, kept))
+  return judged
 
 
 def _provenance(results: Sequence[results_lib.Result]) -> str:

@@ -9,6 +9,7 @@ See README.md beside this file for the paper, the tasks, flag files and results.
 import json
 import logging
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
@@ -26,7 +27,6 @@ from fedjax_ext.core import (
 from fedjax_ext.core.sparse_rows import touched_rows
 from fedjax_ext.losses import (
   Task,
-  item_table,
   quadratic_task,
   table_regulariser,
 )
@@ -47,7 +47,16 @@ FLAGS = flags.FLAGS
 _LOG = logging.getLogger('fedjax_ext.experiments.mixed_fl')
 GIVEN_SELECTION = ('seed',)
 
-flags.DEFINE_enum('mode', 'parallel_training', list(MODES), 'What to run.')
+flags.DEFINE_enum(
+  'mode',
+  'parallel_training',
+  list(MODES),
+  'Who trains, and who adds whose gradient. parallel_training: both sides, '
+  "their deltas added; one_way: clients, with the server's gradient; two_way: "
+  "both, each with the other's gradient; fed_only, central_only: one side; "
+  "oracle, client_side: clients evaluate the server's loss at every step, with "
+  'its examples or without.',
+)
 flags.DEFINE_string(
   'server_data',
   'client',
@@ -73,7 +82,10 @@ flags.DEFINE_float(
   'server has no data.',
 )
 flags.DEFINE_integer(
-  'server_steps', 0, 'Central steps a round, K_c; 0: the mean of the clients.'
+  'server_steps',
+  0,
+  'Central steps a round, K_c, or for one_way the central batches that its '
+  "gradient is the mean of; 0: as many as a client's steps on average.",
 )
 flags.DEFINE_integer('server_batch_size', 20, 'Examples in a central batch.')
 flags.DEFINE_float('federated_weight', 1.0, 'Weight of the clients, w_f.')
@@ -87,11 +99,6 @@ flags.DEFINE_enum(
   GRADIENTS,
   'two_way: gradients of the round before, 0 at first; the same, but warm from '
   "those at the first model; or fresh ones at each round's model.",
-)
-flags.DEFINE_bool(
-  'sparse_rows',
-  True,
-  'Retrieval: clients hold only the items that they name, where they can.',
 )
 shared.define_optimizer_flags('central', None)
 flags.adopt_module_key_flags(shared)
@@ -110,6 +117,7 @@ def make_dataset() -> tuple[data.FederatedDataset, int | None, str]:
   columns = shared.columns_from_flags()
   dataset = shared.dataset_from_flags(columns)
   digest = data.fingerprint(columns)
+  validate.at_least('server_spreadout', FLAGS.server_spreadout, 0)
   if FLAGS.server_spreadout:
     validate.check(
       'context' in dataset.features and not FLAGS.server_data_source,
@@ -162,7 +170,10 @@ def make_task(dataset: data.FederatedDataset) -> Task:
 
 
 def mean_steps(dataset: data.FederatedDataset) -> int:
-  """Mean local steps of a participating client in a round, at least 1."""
+  """Mean local steps of a participating client in a round, at least 1.
+
+  Clients count as they do in the mean of their deltas.
+  """
   phase = shared.phase_from_flags()
   if phase.steps:
     return phase.steps
@@ -171,7 +182,11 @@ def mean_steps(dataset: data.FederatedDataset) -> int:
   batches = sizes // phase.batch_size
   if phase.remainder != 'drop':
     batches = -(-sizes // phase.batch_size)
-  return max(round(float(batches.mean()) * phase.epochs), 1)
+  weights = np.ones_like(sizes)
+  if FLAGS.client_weighting == 'examples':
+    weights = sizes
+  mean = float((batches * weights).sum() / weights.sum())
+  return max(round(mean * phase.epochs), 1)
 
 
 def make_server(
@@ -212,15 +227,14 @@ def sparse_tables(dataset: data.FederatedDataset) -> tuple[SparseTable, ...]:
   chosen = MODES[FLAGS.mode]
   if (
     'context' not in dataset.features
-    or not FLAGS.sparse_rows
     or chosen.augment_clients
     or chosen.on_clients
   ):
     return ()
-  loss = retrieval_flags.retrieval_loss_from_flags()
-  if loss.needs_all_items or loss.needs_table:
-    return ()
-  return (item_table(retrieval_flags.encoder_from_flags(dataset)),)
+  return retrieval_flags.sparse_tables(
+    retrieval_flags.encoder_from_flags(dataset),
+    retrieval_flags.retrieval_loss_from_flags(),
+  )
 
 
 def make_algorithm(
@@ -258,37 +272,47 @@ def make_algorithm(
 def client_costs(
   dataset: data.FederatedDataset, params: dict
 ) -> dict[str, float]:
-  """Floats and multiply-adds of a client in a round of the regulariser task.
+  """Floats and multiply-adds of a client in a round of retrieval.
 
   Means over the participating clients; a forward pass is counted.
+
+  Args:
+    dataset: with columns [M, ...].
+    params: of the dual encoder, or their shapes.
   """
   rows, features = params[TABLE].shape
-  model = sum(x.size for x in _leaves(params))
-  dense = model - rows * features
+  model = sum(x.size for x in jax.tree.leaves(params))
   tables = sparse_tables(dataset)
   sparse = None
   if tables:
+    used = dataset
+    if FLAGS.client_max_examples:
+      used = data.first_examples(
+        dataset, max_examples=FLAGS.client_max_examples
+      )
     named = touched_rows(
       tables,
-      {'train': dataset.splits['train']},
+      {'train': used.splits['train']},
       dataset.features,
       dataset.participating,
     )[TABLE]
-    counts = (named < rows).sum(1)
-    sparse = float(counts.mean()) * features + dense
+    own_rows = float((named < rows).sum(1).mean())
+    sparse = own_rows * features + model - rows * features
+  plain_sgd = FLAGS.client_optimizer == 'sgd' and not FLAGS.client_momentum
   said = costs.communication(
-    FLAGS.mode,
+    'client_side' if FLAGS.mode == 'oracle' else FLAGS.mode,
     model_floats=model,
-    augmentation_floats=rows * features,
+    augmentation_floats=rows * features if FLAGS.server_spreadout else model,
     sparse_floats=sparse,
     server_steps=FLAGS.server_steps or mean_steps(dataset),
+    raw_gradients=not plain_sgd,
   )
-  hidden = (params['context_0']['bias'].size,) if 'context_0' in params else ()
+  tower = sorted(n for n in params if n.startswith('context_'))
   own = costs.dual_encoder_multiply_adds(
     batch_size=FLAGS.client_batch_size,
     context=dataset.features['context'].shape[1],
     features=features,
-    hidden=hidden,
+    hidden=tuple(params[name]['bias'].size for name in tower),
   )
   result = {
     'floats_down': said.down,
@@ -296,20 +320,11 @@ def client_costs(
     'server_gradients': said.server_gradients,
     'multiply_adds_a_step': own,
   }
+  on_clients = bool(FLAGS.server_spreadout) and MODES[FLAGS.mode].on_clients
   for form in ('pairs', 'gram'):
-    extra = 0.0
-    if FLAGS.mode == 'client_side':
-      extra = costs.spreadout_multiply_adds(rows, features, form=form)
-    result[f'multiply_adds_a_step_{form}'] = own + extra
+    extra = costs.spreadout_multiply_adds(rows, features, form=form)
+    result[f'multiply_adds_a_step_{form}'] = own + (extra if on_clients else 0)
   return result
-
-
-def _leaves(params: dict) -> list:
-  return [
-    x
-    for value in params.values()
-    for x in (value.values() if isinstance(value, dict) else [value])
-  ]
 
 
 def main() -> None:
@@ -322,6 +337,10 @@ def main() -> None:
   layout = shared.layout_from_flags()
   task = make_task(dataset)
   algorithm = make_algorithm(dataset, task, client, layout)
+  said = {}
+  if 'context' in dataset.features:
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    said = client_costs(dataset, shapes)
   retrieval = 'context' in dataset.features
   quadratic = 'curvature' in dataset.features
   metric = 'recall_at_10' if retrieval else 'w' if quadratic else 'accuracy'
@@ -343,7 +362,6 @@ def main() -> None:
     ),
     shown=metric,
   )
-  said = client_costs(dataset, result.server_state.params) if retrieval else {}
   if said and processes.is_first():
     write_atomically(workdir / 'costs.json', json.dumps(said, indent=2) + '\n')
     print('a client in a round (costs.json): ', end='')

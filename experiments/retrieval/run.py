@@ -15,10 +15,10 @@ from fedjax_ext.data import (
   FederatedDataset,
   fingerprint,
   fingerprint_splits,
+  first_examples,
   pool_clients,
   shuffle_across_clients,
 )
-from fedjax_ext.losses.retrieval_task import item_table
 from fedjax_ext.training import app, retrieval_flags
 from fedjax_ext.training import flags as shared
 from fedjax_ext.training.loop import train
@@ -40,11 +40,6 @@ flags.DEFINE_bool(
   'The IID control: train examples are dealt out anew, each client keeping its '
   'number of them.',
 )
-flags.DEFINE_bool(
-  'sparse_rows',
-  True,
-  'Clients hold only the items that they name, where the loss permits it.',
-)
 flags.adopt_module_key_flags(shared)
 flags.adopt_module_key_flags(retrieval_flags)
 FLAGS.set_default('model', 'dual_encoder')
@@ -57,9 +52,13 @@ def make_dataset() -> tuple[FederatedDataset, str]:
   """Reads the data under the chosen control; with its fingerprint."""
   columns = shared.columns_from_flags()
   dataset = shared.dataset_from_flags(columns)
+  pooled = FLAGS.algorithm == 'centralised'
+  if FLAGS.client_max_examples and (FLAGS.shuffle_across_users or pooled):
+    # The controls see the examples that clients train on, and no others.
+    dataset = first_examples(dataset, max_examples=FLAGS.client_max_examples)
   if FLAGS.shuffle_across_users:
     dataset = shuffle_across_clients(dataset, seed=shared.role_seed('data'))
-  if FLAGS.algorithm == 'centralised':
+  if pooled:
     dataset = pool_clients(dataset)
   return dataset, f'{fingerprint(columns)} {fingerprint_splits(dataset)}'
 
@@ -74,7 +73,12 @@ def make_algorithm(
       [dataset.splits['train'].client_rows(c) for c in dataset.participating]
     )
     labels = np.asarray(dataset.features['label'][train_rows])
-    return popularity(labels, num_items=encoder.num_items)
+    return popularity(
+      labels,
+      num_items=encoder.num_items,
+      pad_is_candidate=FLAGS.pad_is_candidate,
+      pessimistic_ties=FLAGS.pessimistic_ties,
+    )
   loss = retrieval_flags.retrieval_loss_from_flags()
   task = retrieval_flags.retrieval_task_from_flags(encoder, loss)
   phase = shared.phase_from_flags()
@@ -85,12 +89,9 @@ def make_algorithm(
       task,
       optimizer=optimizer,
       layout=layout,
-      phase=phase,
+      phase=phase._replace(max_examples=None),
       debug=FLAGS.debug,
     )
-  tables = ()
-  if FLAGS.sparse_rows and not (loss.needs_all_items or loss.needs_table):
-    tables = (item_table(encoder),)
   return fed_avg(
     task,
     client_optimizer=optimizer,
@@ -98,7 +99,7 @@ def make_algorithm(
     layout=layout,
     phase=phase,
     weighting=FLAGS.client_weighting,
-    tables=tables,
+    tables=retrieval_flags.sparse_tables(encoder, loss),
     debug=FLAGS.debug,
   )
 

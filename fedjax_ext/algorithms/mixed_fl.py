@@ -168,7 +168,8 @@ def mixed_fl(
   program = side_program(
     client_loss,
     client_optimizer,
-    loss_scale=federated_weight,
+    # An oracle's loss is the whole objective, w_f f_f + w_c f_c.
+    loss_scale=1.0 if chosen.on_clients else federated_weight,
     augmented=chosen.augment_clients,
     keep_gradient=two_way,
     uniform=weighting == 'uniform',
@@ -196,7 +197,11 @@ def mixed_fl(
   )
   run_centre = central_runner(own_steps, server, layout, debug)
   run_central_gradient = central_runner(
-    gradient_program(server.weighted), server, layout, debug
+    gradient_program(server.weighted),
+    # Without data every step has the same gradient.
+    server if server.client is not None else server._replace(steps=1),
+    layout,
+    debug,
   )
 
   def init(key: jax.Array) -> ServerState:
@@ -218,17 +223,17 @@ def mixed_fl(
       mean, _ = finish(reducer, clients)
       federated = mean['delta']
       if two_way:
-        some = clients.acc[1] > 0  # nobody came: keep the estimate
-        kept = jax.tree.map(
-          lambda new, old: jnp.where(some, new, old),
-          mean['gradient'],
-          state.federated_gradient,
+        kept = keep_if(
+          clients.acc[1] > 0, mean['gradient'], state.federated_gradient
         )
         state = state._replace(federated_gradient=kept)
     if centre is not None:
-      central = centre['delta']
+      central = centre.update['delta']
       if two_way:
-        state = state._replace(central_gradient=centre['gradient'])
+        kept = keep_if(
+          centre.counted, centre.update['gradient'], state.central_gradient
+        )
+        state = state._replace(central_gradient=kept)
     delta = jax.tree.map(
       lambda f, c: beta[0] * f + beta[1] * c, federated, central
     )
@@ -250,9 +255,14 @@ def mixed_fl(
     shared = Shared(state.params)
     output, _ = run_gradient(shared, cohort, 'train')
     federated, _ = finish(weighted_mean(), output)
-    central, _ = run_central_gradient(shared, cohort)
+    centre = run_central_gradient(shared, cohort)
     return state._replace(
-      central_gradient=central, federated_gradient=federated
+      central_gradient=keep_if(
+        centre.counted, centre.update, state.central_gradient
+      ),
+      federated_gradient=keep_if(
+        output.acc[1] > 0, federated, state.federated_gradient
+      ),
     )
 
   def apply(state: ServerState, client_states, cohort: Cohort):
@@ -263,8 +273,9 @@ def mixed_fl(
     if two_way:
       sent = sent._replace(augmentation=state.central_gradient)
     elif chosen.augment_clients:
-      gradient, metrics = run_central_gradient(sent, cohort)
-      sent = sent._replace(augmentation=gradient)
+      gradient = run_central_gradient(sent, cohort)
+      metrics = gradient.metrics
+      sent = sent._replace(augmentation=gradient.update)
     elif chosen.on_clients:
       sent = sent._replace(server_features=server_features)
     if chosen.clients:
@@ -273,8 +284,9 @@ def mixed_fl(
       metrics |= summarize(clients)
     if chosen.centre:
       own = Shared(state.params, state.federated_gradient)
-      centre, more = run_centre(own, cohort)
-      metrics |= more
+      centre = run_centre(own, cohort)
+      metrics |= centre.metrics
+      centre = centre._replace(metrics={})
     # The output's clients are numpy: what jit needs of it are the sums.
     if clients is not None:
       clients = clients._replace(metrics={}, diagnostics={})
@@ -290,6 +302,11 @@ def mixed_fl(
       'global': Predictor(task.metrics, shared=lambda state: state.params)
     },
   )
+
+
+def keep_if(new_counts: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+  """`new` where the scalar bool holds (nobody was absent), else `old`."""
+  return jax.tree.map(lambda a, b: jnp.where(new_counts, a, b), new, old)
 
 
 def _check(

@@ -26,6 +26,7 @@ from fedjax_ext.core import (
   summarize,
   weighted_mean,
 )
+from fedjax_ext.core.programs import accept
 
 PyTree = Any
 Loss = Callable[[PyTree, Batch], jax.Array]
@@ -98,7 +99,8 @@ def side_program(
   """Local steps on loss + <augmentation, x>, of clients and server alike.
 
   Its update is {'delta': x - x^0} and, with `keep_gradient`, 'gradient': the
-  mean over the steps of the gradient without the augmentation.
+  mean over the steps of the gradient without the augmentation. The loss is
+  logged divided by `loss_scale`.
   """
   if keep_gradient:
     optimizer = optax.chain(_sum_of_gradients(), optimizer)
@@ -162,45 +164,59 @@ def gradient_program(loss: Loss, uniform: bool = False) -> ClientProgram:
   return ClientProgram(init, step, final)
 
 
+class Central(NamedTuple):
+  """What a program left behind at the server.
+
+  Attributes:
+    update: pytree; zeros if it was not finite.
+    counted: scalar bool, whether it was.
+    metrics: {name: scalar}.
+  """
+
+  update: PyTree
+  counted: jax.Array
+  metrics: dict[str, Any]
+
+
 def central_runner(
   program: ClientProgram, server: ServerLoss, layout: Layout, debug: bool
-) -> Callable[[Shared, Cohort], tuple[PyTree, dict[str, Any]]]:
-  """Runs a program at the server: (shared, cohort) -> (update, metrics).
+) -> Callable[[Shared, Cohort], Central]:
+  """Runs a program at the server: (shared, cohort) -> Central.
 
   With data it is a client of its own that runs the plan 'server'; without, a
   loop of as many steps.
   """
   if server.client is not None:
     reducer = weighted_mean()
+    # One client fills one lane.
+    layout = layout._replace(lanes=1)
     run = for_each_client(program, reducer, layout=layout, debug=debug)
     result = jax.jit(lambda output: finish(reducer, output)[0])
 
-    def with_data(shared: Shared, cohort: Cohort):
+    def with_data(shared: Shared, cohort: Cohort) -> Central:
       output, _ = run(shared, cohort, 'server')
       scalars = summarize(output)
       bare = output._replace(metrics={}, diagnostics={})
-      return result(bare), _central_metrics(scalars)
+      metrics = {'centre_dropped': scalars['clients_dropped']}
+      if 'train_loss' in scalars:
+        metrics['central_loss'] = scalars['train_loss']
+      return Central(result(bare), output.acc[1] > 0, metrics)
 
     return with_data
 
   @jax.jit
-  def loop(shared: Shared, key: jax.Array):
+  def loop(shared: Shared, key: jax.Array) -> Central:
     one = Client(jnp.int32(0), jnp.int32(1))
     mask = jnp.ones((server.steps, 1), bool)
     output = run_one(program, shared, one, key, {}, mask)
-    return output.update, {n: s / w for n, (s, w) in output.metrics.items()}
+    update, _, _, metrics, _, dropped = accept(output, ())
+    scalars = {'centre_dropped': dropped.astype(jnp.int32)}
+    if 'train_loss' in metrics:
+      loss_sum, steps = metrics['train_loss']
+      scalars['central_loss'] = loss_sum / steps
+    return Central(update, ~dropped, scalars)
 
-  def without_data(shared: Shared, cohort: Cohort):
-    update, metrics = loop(shared, cohort.plan_key('server'))
-    return update, _central_metrics(metrics)
-
-  return without_data
-
-
-def _central_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-  """The server's own loss; the rest speaks of clients."""
-  names = {'train_loss': 'central_loss', 'clients_dropped': 'centre_dropped'}
-  return {new: metrics[old] for old, new in names.items() if old in metrics}
+  return lambda shared, cohort: loop(shared, cohort.plan_key('server'))
 
 
 def with_server_loss(client_loss: Loss, server: ServerLoss) -> Loss:

@@ -9,30 +9,40 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_ext.core import Batch, FederatedAlgorithm, Predictor
-from fedjax_ext.losses.ranking import ranking_metrics, ranks
+from fedjax_ext.losses.ranking import compare, ranking_metrics
 
 
 def popularity(
-  labels: np.ndarray, *, num_items: int, label: str = 'label'
+  labels: np.ndarray,
+  *,
+  num_items: int,
+  label: str = 'label',
+  pad_is_candidate: bool = False,
+  pessimistic_ties: bool = False,
 ) -> FederatedAlgorithm:
   """Builds the ranking; the server state is the counts, float [V+1].
-
-  Items that are equally popular count as higher than the label.
 
   Args:
     labels: items int [N] of all train examples, 1..V.
     num_items: V.
     label: name of the feature to predict.
+    pad_is_candidate: see `ranking.ranks`.
+    pessimistic_ties: see `ranking.ranks`.
   """
   counts = np.bincount(labels, minlength=num_items + 1).astype(np.float32)
 
   def metrics(state: jax.Array, batch: Batch) -> dict:
     right = batch.data[label].astype(jnp.int32)
     weight = batch.mask.astype(state.dtype)
-    rank = ranks(
-      jnp.ones((len(right), 1)), state[:, None], right, pessimistic_ties=True
+    higher, tied = compare(
+      jnp.ones((len(right), 1)),
+      state[:, None],
+      right,
+      pad_is_candidate=pad_is_candidate,
     )
-    return {n: (x, weight) for n, x in ranking_metrics(rank).items()}
+    rank = higher + tied if pessimistic_ties else higher
+    values = ranking_metrics(rank) | {'ties': tied.astype(state.dtype)}
+    return {n: (x, weight) for n, x in values.items()}
 
   return FederatedAlgorithm(
     init=lambda key: jnp.asarray(counts),

@@ -60,14 +60,16 @@ class Cohort:
   def plans(self, name: str) -> list[Plan]:
     """The waves of a plan; [D, ...] arrays, computed once, on first use."""
     if name not in self._plans:
-      clients = self.clients_of(name)
+      clients, layout = self.clients_of(name), self.layout
+      if self.specs[name].clients is not None:
+        layout = layout._replace(lanes=min(layout.lanes, len(clients) or 1))
       self._plans[name] = plan_round(
         self.specs[name],
         self.data,
         clients,
         seed=self.seed ^ zlib.crc32(name.encode()),
         round=self.round,
-        layout=self.layout,
+        layout=layout,
       )
     return self._plans[name]
 

@@ -87,7 +87,8 @@ class PlanSpec(NamedTuple):
     tables: a tuple of SparseTable, for which `Cohort.touched` lists the rows
       that each client touches.
     clients: numbers of the clients that run this plan in every round, instead
-      of the cohort: of a server that has data of its own, say.
+      of the cohort: of a server that has data of its own, say. It is laid out
+      on at most as many lanes as there are of them.
   """
 
   phases: tuple[Phase, ...] = (Phase(),)

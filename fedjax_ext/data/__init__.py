@@ -8,7 +8,11 @@ from fedjax_ext.data.columns import (
   make_columns,
   store_clients,
 )
-from fedjax_ext.data.controls import pool_clients, shuffle_across_clients
+from fedjax_ext.data.controls import (
+  first_examples,
+  pool_clients,
+  shuffle_across_clients,
+)
 from fedjax_ext.data.convert import write_columns
 from fedjax_ext.data.datasets import (
   FederatedDataset,
@@ -109,6 +113,7 @@ __all__ = [
   'dirichlet_partition',
   'fingerprint',
   'fingerprint_splits',
+  'first_examples',
   'from_assignment',
   'from_client_column',
   'from_fedjax',

@@ -17,6 +17,26 @@ from fedjax_ext.data.datasets import FederatedDataset
 from fedjax_ext.data.federated_data import FederatedData, from_assignment
 
 
+def first_examples(
+  dataset: FederatedDataset, *, max_examples: int
+) -> FederatedDataset:
+  """Keeps the first so many train rows of each participating client.
+
+  Before the controls below, where clients train on no more than these: so that
+  all of them see the same examples.
+
+  Args:
+    dataset: with a split 'train'.
+    max_examples: scalar >= 1.
+  """
+  validate.at_least('max_examples', max_examples, 1)
+  train = dataset.splits['train']
+  keep = ramp(train.sizes()) < max_examples
+  others = np.ones(train.num_clients, bool)
+  others[np.asarray(dataset.participating)] = False
+  return _with_train(dataset, train.filter(keep | others[train.owners()]))
+
+
 def shuffle_across_clients(
   dataset: FederatedDataset, *, seed: int
 ) -> FederatedDataset:
@@ -41,10 +61,11 @@ def shuffle_across_clients(
 def pool_clients(dataset: FederatedDataset) -> FederatedDataset:
   """Gives the first participating client the train rows of all of them.
 
-  It alone participates then, and the part 'train' is about it: centralised
-  training. Its rows are the participating clients', one client after another.
-  All other clients, splits and parts stay as they are; the emptied clients keep
-  their names, and their validation and test rows.
+  It alone participates then: centralised training. Its rows are the
+  participating clients', one client after another. All other clients, splits
+  and parts stay as they are; the emptied clients keep their names, and their
+  validation and test rows. The part 'train' is about the same clients as
+  before, by the split 'train_by_client'.
   """
   train = dataset.splits['train']
   clients = np.asarray(dataset.participating)
@@ -58,11 +79,16 @@ def pool_clients(dataset: FederatedDataset) -> FederatedDataset:
     client_ids=train.client_ids,
     rows=np.asarray(train.rows),
   )
-  parts = dict(dataset.parts)
+  parts, own = dict(dataset.parts), 'train_by_client'
   if 'train' in parts:
-    parts['train'] = parts['train']._replace(clients=first)
+    parts['train'] = parts['train']._replace(split=own)
   dataset = _with_train(dataset, pooled)
-  return dataclasses.replace(dataset, participating=first, parts=parts)
+  return dataclasses.replace(
+    dataset,
+    splits=dict(dataset.splits) | {own: train},
+    participating=first,
+    parts=parts,
+  )
 
 
 def _with_train(

@@ -74,6 +74,8 @@ def add_server_data(
 ) -> tuple[FederatedDataset, int]:
   """Gives the server the examples of another source.
 
+  All columns are read into memory, the clients' and the server's.
+
   Args:
     dataset: the clients'.
     columns: the server's source, with the same features; its clients, where it
@@ -86,7 +88,7 @@ def add_server_data(
     The dataset with the split 'server', and the server's client number.
 
   Raises:
-    InvalidInput: features differ in name or shape.
+    InvalidInput: features differ in name, shape or kind, or classes in number.
   """
   check_fraction('test_fraction', test_fraction)
   ours, theirs = dataset.features, columns.features
@@ -101,10 +103,19 @@ def add_server_data(
         else f'{sorted(theirs)}.'
       ),
     )
-  if columns.client is None:
-    rows = np.random.default_rng(seed).permutation(
-      len(next(iter(ours.values())))
+    validate.check(
+      np.can_cast(theirs[name].dtype, x.dtype, 'same_kind'),
+      f'Expected feature {name!r} of the server to be {x.dtype}, as clients '
+      f'have, got {theirs[name].dtype}.',
     )
+  validate.check(
+    columns.num_classes == dataset.num_classes,
+    f'Expected {dataset.num_classes} classes (or tokens) in the data of the '
+    f'server, as clients have, got {columns.num_classes}.',
+  )
+  if columns.client is None:
+    size = len(next(iter(theirs.values())))
+    rows = np.random.default_rng(seed).permutation(size)
     count = round(test_fraction * len(rows))
     test, train = np.sort(rows[:count]), np.sort(rows[count:])
   else:

@@ -3,6 +3,8 @@
 Axis letters: B examples, N items (row 0 is padding), D features, K best items.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,41 +13,60 @@ from jax import lax
 CHUNK_ITEMS = 8192
 
 
-def ranks(
+def compare(
   contexts: jax.Array,
   items: jax.Array,
   labels: jax.Array,
   *,
   pad_is_candidate: bool = False,
-  pessimistic_ties: bool = False,
   chunk_items: int = CHUNK_ITEMS,
-) -> jax.Array:
-  """Number of items that score higher than the label, int32 [B].
+) -> tuple[jax.Array, jax.Array]:
+  """Other items that score higher than the label, and like it: int32 [B] each.
 
-  Scores are dot products. Items are compared in chunks.
+  Scores are dot products. A score that is not a number counts as higher, and a
+  label's that is not finite as lower than all: a broken model ranks last.
 
   Args:
     contexts: [B, D].
     items: [N, D].
     labels: int [B].
     pad_is_candidate: whether row 0 competes, as in the paper's code.
-    pessimistic_ties: items that score like the label count as higher.
     chunk_items: items scored at a time.
   """
   right = jnp.sum(contexts * items[labels], -1)[:, None]
-
-  def higher(chunk: jax.Array, first: jax.Array) -> jax.Array:
-    scores = contexts @ chunk.T
+  right = jnp.where(jnp.isfinite(right), right, jnp.nan)
+  higher = tied = jnp.zeros(len(contexts), jnp.int32)
+  for chunk, first in _chunks(items, chunk_items):
+    scores = jnp.matmul(contexts, chunk.T, precision='highest')
     numbers = first + jnp.arange(len(chunk))
-    beats = scores >= right if pessimistic_ties else scores > right
-    # The label itself never beats itself, whatever rounding says.
-    beats &= (numbers != labels[:, None]) & (numbers < len(items))
-    beats &= pad_is_candidate | (numbers > 0)
-    return beats.sum(-1, dtype=jnp.int32)
+    # The label itself never competes, whatever rounding says.
+    others = numbers != labels[:, None]
+    others &= pad_is_candidate | (numbers > 0)
+    count = lambda x, others=others: (x & others).sum(-1, dtype=jnp.int32)
+    higher += count(~(scores <= right))
+    tied += count(scores == right)
+  return higher, tied
 
-  return sum(
-    higher(chunk, first) for chunk, first in _chunks(items, chunk_items)
-  )
+
+def ranks(
+  contexts: jax.Array,
+  items: jax.Array,
+  labels: jax.Array,
+  *,
+  pessimistic_ties: bool = False,
+  **settings: Any,
+) -> jax.Array:
+  """Number of items that score higher than the label, int32 [B].
+
+  Args:
+    contexts: [B, D].
+    items: [N, D].
+    labels: int [B].
+    pessimistic_ties: items that score like the label count as higher.
+    **settings: of `compare`.
+  """
+  higher, tied = compare(contexts, items, labels, **settings)
+  return higher + tied if pessimistic_ties else higher
 
 
 def _chunks(items: jax.Array, size: int) -> list[tuple[jax.Array, int]]:
@@ -74,7 +95,7 @@ def top_items(
   best = jnp.full((len(contexts), 0), -jnp.inf)
   numbers = jnp.zeros((len(contexts), 0), jnp.int32)
   for chunk, first in _chunks(items, chunk_items):
-    scores = contexts @ chunk.T
+    scores = jnp.matmul(contexts, chunk.T, precision='highest')
     if first == 0 and not pad_is_candidate:
       scores = scores.at[:, 0].set(-jnp.inf)
     here = jnp.broadcast_to(first + jnp.arange(len(chunk)), scores.shape)

@@ -144,12 +144,12 @@ def define_optimizer_flags(side: str, learning_rate: float | None) -> None:
     learning_rate: the default, a scalar; None is the clients'.
   """
   flags.DEFINE_enum(
-    f'{side}_optimizer', 'sgd', OPTIMIZERS, f'Optimizer of the {side}.'
+    f'{side}_optimizer', 'sgd', OPTIMIZERS, f'The {side} optimizer.'
   )
   flags.DEFINE_float(
     f'{side}_learning_rate',
     learning_rate,
-    f'Learning rate of the {side}.'
+    f'Learning rate of the {side} optimizer.'
     + (' Default: that of the clients.' if learning_rate is None else ''),
   )
   flags.DEFINE_float(

@@ -405,6 +405,10 @@ class _Run:
         metrics['clients_dropped'],
         len(cohort.clients),
       )
+    if metrics.get('centre_dropped'):
+      _LOG.warning(
+        'Round %d: what the server did was not finite.', cohort.round
+      )
     return metrics | {
       'examples': sum(
         int(plan.count.sum())

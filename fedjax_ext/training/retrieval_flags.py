@@ -7,10 +7,15 @@ import numpy as np
 from absl import flags
 
 from fedjax_ext import data
-from fedjax_ext.core import validate
+from fedjax_ext.core import SparseTable, validate
 from fedjax_ext.losses import Task
 from fedjax_ext.losses.retrieval import LOSSES, RetrievalLoss, Spreadout
-from fedjax_ext.losses.retrieval_task import CONTEXT, LABEL, retrieval_task
+from fedjax_ext.losses.retrieval_task import (
+  CONTEXT,
+  LABEL,
+  item_table,
+  retrieval_task,
+)
 from fedjax_ext.models.dual_encoder import DualEncoder, dual_encoder
 from fedjax_ext.training import flags as shared
 
@@ -48,6 +53,15 @@ flags.DEFINE_bool(
   'pad_is_candidate',
   False,
   "Padding competes in global softmax and ranks, as in the paper's code.",
+)
+flags.DEFINE_bool(
+  'pessimistic_ties', False, 'Items that score like the label rank before it.'
+)
+flags.DEFINE_bool(
+  'sparse_rows',
+  True,
+  'Clients hold only the items that they name, where that gives the same '
+  'result.',
 )
 flags.DEFINE_enum(
   'table_form',
@@ -100,4 +114,20 @@ def retrieval_task_from_flags(
   encoder: DualEncoder, loss: RetrievalLoss
 ) -> Task:
   """The task; ranks by the flags."""
-  return retrieval_task(encoder, loss, pad_is_candidate=FLAGS.pad_is_candidate)
+  return retrieval_task(
+    encoder,
+    loss,
+    pad_is_candidate=FLAGS.pad_is_candidate,
+    pessimistic_ties=FLAGS.pessimistic_ties,
+  )
+
+
+def sparse_tables(
+  encoder: DualEncoder, loss: RetrievalLoss
+) -> tuple[SparseTable, ...]:
+  """The item table [V+1, D], where clients can do with the rows they name.
+
+  Neither the loss nor weight decay may touch the other rows.
+  """
+  whole = loss.needs_all_items or loss.needs_table or FLAGS.client_weight_decay
+  return () if whole or not FLAGS.sparse_rows else (item_table(encoder),)
