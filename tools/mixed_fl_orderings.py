@@ -8,13 +8,13 @@ Writes orderings.png and orderings.json to --results; every panel's title says
 what theory predicts and whether it holds there.
 """
 
+import argparse
 import json
 import pathlib
 
 import jax
 import numpy as np
 import optax
-from absl import app, flags
 
 from fedjax_ext import core, data
 from fedjax_ext.algorithms import ServerLoss, mixed_fl
@@ -22,9 +22,6 @@ from fedjax_ext.losses import quadratic_task
 from fedjax_ext.training.writers import write_atomically
 from launchers import claims
 
-_RESULTS = flags.DEFINE_string(
-  'results', 'results/mixed_fl/orderings/small', 'Folder of the table.'
-)
 MODES = {
   'PT': ('parallel_training', None),
   '1W': ('one_way', None),
@@ -168,15 +165,19 @@ def holds(case: str, last: dict[str, float]) -> bool:
   return max(last.values()) - min(last.values()) <= small
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Runs, draws, writes."""
-  del argv
+  parser = argparse.ArgumentParser(prog='python -m tools.mixed_fl_orderings')
+  parser.add_argument(
+    '--results', default='results/mixed_fl/orderings/small', help='the table'
+  )
+  given = parser.parse_args()
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  folder = pathlib.Path(_RESULTS.value)
+  folder = pathlib.Path(given.results)
   folder.mkdir(parents=True, exist_ok=True)
   figure, axes = pyplot.subplots(2, 4, figsize=(18, 8), layout='constrained')
   said = {}
@@ -220,4 +221,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -88,7 +88,8 @@ def add_server_data(
     The dataset with the split 'server', and the server's client number.
 
   Raises:
-    InvalidInput: features differ in name, shape or kind, or classes in number.
+    InvalidInput: features differ in name, shape or kind, or the server has more
+      classes.
   """
   check_fraction('test_fraction', test_fraction)
   ours, theirs = dataset.features, columns.features
@@ -109,9 +110,9 @@ def add_server_data(
       f'have, got {theirs[name].dtype}.',
     )
   validate.check(
-    columns.num_classes == dataset.num_classes,
-    f'Expected {dataset.num_classes} classes (or tokens) in the data of the '
-    f'server, as clients have, got {columns.num_classes}.',
+    columns.num_classes <= dataset.num_classes,
+    f'Expected at most {dataset.num_classes} classes (or tokens) in the data '
+    f'of the server, as clients have, got {columns.num_classes}.',
   )
   if columns.client is None:
     size = len(next(iter(theirs.values())))

@@ -88,8 +88,8 @@ class PopularityTest(absltest.TestCase):
   LABELS = np.array([2, 5, 2, 1, 3, 2, 5, 3], np.int16)
   COUNTS = (0, 1, 3, 2, 0, 2)
 
-  def metrics(self, labels, mask):
-    algorithm = popularity(self.LABELS, num_items=5, label='item')
+  def metrics(self, labels, mask, **settings):
+    algorithm = popularity(self.LABELS, num_items=5, label='item', **settings)
     state = algorithm.init(jax.random.key(0))
     batch = core.Batch({'item': np.array(labels, np.int16)}, mask, None)
     predictor = algorithm.predictors['global']
@@ -105,9 +105,15 @@ class PopularityTest(absltest.TestCase):
     self.assertEqual((metrics, algorithm.plans), ({}, {}))
 
   def test_ranks(self):
-    """Equally popular items, 3 and 5, count as higher; padding never does."""
+    """Of equally popular items, 3 and 5, with ties counted as higher."""
     labels = [2, 3, 5, 1, 4]
-    got = self.metrics(labels, np.array([True, True, True, True, False]))
+    mask = np.array([True, True, True, True, False])
+    kind = self.metrics(labels, mask)
+    np.testing.assert_array_equal(kind['rank'][0], [0, 1, 1, 3, 4])
+    np.testing.assert_array_equal(kind['ties'][0], [0, 1, 1, 0, 0])
+    padded = self.metrics(labels, mask, pad_is_candidate=True)
+    np.testing.assert_array_equal(padded['ties'][0], [0, 1, 1, 0, 1])
+    got = self.metrics(labels, mask, pessimistic_ties=True)
     rank, weight = got['rank']
     self.assertEqual(np.asarray(rank).tolist(), [0, 2, 2, 3, 4])
     by_hand = [

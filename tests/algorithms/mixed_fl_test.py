@@ -547,18 +547,15 @@ class RegulariserTest(parameterized.TestCase):
     self.encoder = dual_encoder(num_classes=31, input_shape=(10,))
     self.layout = core.make_layout(num_devices=1)
 
-  def rounds(self, mode, count=2, **settings):
+  def rounds(self, mode, count=2, loss=None, **settings):
+    loss = loss or (
+      lambda params, batch: table_regulariser(params['items'], spreadout=0.01)
+    )
     settings = dict(phase=core.Phase(steps=1, batch_size=8)) | settings
     algorithm = mixed_fl(
       retrieval_task(self.encoder, RetrievalLoss('hinge')),
       mode=mode,
-      server=ServerLoss(
-        lambda params, batch: table_regulariser(
-          params['items'], spreadout=0.01
-        ),
-        optax.sgd(0.5),
-        steps=1,
-      ),
+      server=ServerLoss(loss, optax.sgd(0.5), steps=1),
       client_optimizer=optax.sgd(0.5),
       server_optimizer=optax.sgd(1.0),
       layout=self.layout,
@@ -577,7 +574,7 @@ class RegulariserTest(parameterized.TestCase):
         layout=self.layout,
       )
       state, _, metrics = algorithm.apply(state, None, cohort)
-    self.metrics = metrics
+    self.metrics, self.state = metrics, state
     return state.params
 
   def test_one_step_is_one_step_in_every_mode(self):
@@ -593,6 +590,21 @@ class RegulariserTest(parameterized.TestCase):
     )
     self.assertLess(relative_error(sparse, dense), 1e-5)
     self.assertIn('central_loss', self.metrics)
+
+  @parameterized.parameters('parallel_training', 'one_way', 'two_way')
+  def test_a_server_that_is_not_finite_counts_as_absent(self, mode):
+    sound = self.rounds('fed_only', count=1)
+    broken = lambda params, batch: jnp.nan * params['items'].sum()
+    got = self.rounds(mode, count=1, loss=broken)
+    self.assertEqual(int(self.metrics['centre_dropped']), 1)
+    # PT and 1W: clients alone; 2W: half of what they do, and no gradient.
+    for leaf in jax.tree.leaves(got):
+      self.assertTrue(np.isfinite(leaf).all())
+    if mode == 'two_way':
+      for leaf in jax.tree.leaves(self.state.central_gradient):
+        np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+    else:
+      self.assertLess(relative_error(got, sound), 1e-6)
 
   def test_sparse_clients_need_a_mode_without_augmentation(self):
     for mode in ('one_way', 'two_way', 'client_side'):

@@ -13,6 +13,7 @@ from fedjax_ext.data import (
   RecordType,
   SegmentRows,
   fingerprint_splits,
+  first_examples,
   from_assignment,
   lazy_columns,
   make_columns,
@@ -73,7 +74,9 @@ class ControlsTest(parameterized.TestCase):
     self, before: FederatedDataset, after: FederatedDataset, parts
   ):
     """Other splits and clients, names, columns and the given parts."""
-    self.assertEqual([*before.splits], [*after.splits])
+    added = [s for s in after.splits if s not in before.splits]
+    self.assertIn(added, ([], ['train_by_client']))
+    self.assertEqual([*before.splits, *added], [*after.splits])
     for name, view in before.splits.items():
       if name != 'train':
         self.assertIs(after.splits[name], view)
@@ -147,12 +150,39 @@ class ControlsTest(parameterized.TestCase):
     self.check_untouched(before, after, others)
     first = clients[:1].tolist()
     self.assertEqual(after.participating.tolist(), first)
-    self.assertEqual(after.parts['train'].clients.tolist(), first)
-    self.assertEqual(after.parts['train'].split, 'train')
+    # Reported on the same clients and rows as before.
+    part = after.parts['train']
+    self.assertEqual(part.clients.tolist(), clients.tolist())
+    theirs = after.splits[part.split]
+    for client in part.clients:
+      self.assertEqual(
+        theirs.client_rows(client).tolist(), old.client_rows(client).tolist()
+      )
     self.assertEqual(rows_of(new, first), rows_of(old, clients))
     self.assertEqual(new.sizes(clients[1:]).tolist(), [0] * (len(clients) - 1))
     self.assertEqual(new.num_examples, old.num_examples)
     self.assertNotEqual(fingerprint_splits(before), fingerprint_splits(after))
+
+  @parameterized.named_parameters(*DATASETS)
+  def test_first_examples(self, make):
+    before = make()
+    after = first_examples(before, max_examples=4)
+    old, new = before.splits['train'], after.splits['train']
+    for client in range(old.num_clients):
+      expected = old.client_rows(client)
+      if client in before.participating:
+        expected = expected[:4]
+      self.assertEqual(
+        new.client_rows(client).tolist(), expected.tolist(), client
+      )
+    self.assertEqual(
+      after.participating.tolist(), before.participating.tolist()
+    )
+    # The controls then deal out these rows and no others.
+    shuffled = shuffle_across_clients(after, seed=1).splits['train']
+    self.assertEqual(sorted(shuffled.rows[:]), sorted(new.rows[:]))
+    with self.assertRaisesRegex(InvalidInput, 'got max_examples=0'):
+      first_examples(before, max_examples=0)
 
   def test_kinds(self):
     """The data sets here are of the kinds that the tests speak of."""

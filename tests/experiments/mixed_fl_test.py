@@ -47,6 +47,7 @@ BAD = {
   'merge': (['--merge_weights=1'], ['--merge_weights']),
   'source': (['--server_data_source=digits'], ["'x'", 'server']),
   'spreadout': (['--server_spreadout=0.1'], ['--server_spreadout']),
+  'negative': (['--server_spreadout=-1'], ['server_spreadout=-1']),
   'batch norm': (
     ['--model=tests.experiments.mixed_fl_test.batch_norm_model'],
     ['BatchNorm'],
@@ -117,6 +118,9 @@ class MixedTest(absltest.TestCase):
   def test_regulariser(self):
     modes = ('fed_only', 'parallel_training', 'one_way', 'client_side')
     found = self.metrics({m: [*MOVIE, f'--mode={m}'] for m in modes})
+    # An oracle of a loss without data is the same as client_side.
+    same = self.metrics({'oracle': [*MOVIE, '--mode=oracle']})['oracle']
+    self.assertEqual(same, found['client_side'])
     values = [m['test/mrr/pooled'] for m in found.values()]
     self.assertLen(set(values), len(values))
     costs = {

@@ -26,6 +26,8 @@ VARIANTS = {
   'global': ['--loss=global_softmax', '--pad_is_candidate'],
   'shuffled': ['--shuffle_across_users'],
   'dense': ['--nosparse_rows'],
+  'decayed': ['--client_weight_decay=0.5'],
+  'decayed_dense': ['--client_weight_decay=0.5', '--nosparse_rows'],
   'centralised': [
     '--algorithm=centralised',
     '--cohort_size=1',
@@ -84,7 +86,11 @@ class RetrievalTest(absltest.TestCase):
         self.assertEqual(metrics['test/clients'], 5)
         self.assertEqual(metrics['test/examples'], 60)
     # Sparse clients are the same as dense ones; so are both table forms.
-    for a, b in (('batch_softmax', 'dense'), ('hinge', 'pairs')):
+    for a, b in (
+      ('batch_softmax', 'dense'),
+      ('hinge', 'pairs'),
+      ('decayed', 'decayed_dense'),
+    ):
       self.assertAlmostEqual(
         found[a]['test/mrr/pooled'], found[b]['test/mrr/pooled'], delta=1e-4
       )

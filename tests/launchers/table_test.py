@@ -229,7 +229,7 @@ class ReproduceTest(FakeExperiment):
     self.assertLen(self.starts(), 1)
 
   @parameterized.parameters(
-    ({'table': 'other'}, 'other.toml; papers with a table: none'),
+    ({'table': 'other'}, '--table: no .*other.toml; tables of fake: '),
     ({'table': '../fake/table'}, r"--table: .* got '\.\./fake/table'"),
     ({'table': 'table.toml'}, "--table: .* got 'table.toml'"),
     ({'table': ''}, "--table: .* got ''"),

@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from fedjax_ext.losses import ranking_metrics, ranks, top_items
+from fedjax_ext.losses.ranking import compare
 
 R10 = [[0.9, 0.1, 0.5, 0.3], [0.2, 0.8, 0.7, 0.6], [0.4, 0.3, 0.2, 0.1]]
 R10_LABELS = [2, 0, 1]
@@ -127,6 +128,33 @@ class RanksTest(parameterized.TestCase):
       ]
       place = place_in_sort(scores, int(labels[b]), pad=False, last=False)
       self.assertEqual(rank, place)
+
+  def test_broken_models_rank_last(self):
+    """Scores that are not numbers never count as a hit."""
+    items = np.random.default_rng(0).standard_normal((7, 3))
+    contexts, labels = items[[2, 3, 4]] * 5, jnp.array([2, 3, 4])
+    broken = contexts.copy()
+    broken[1] = np.nan
+    broken[2] = np.inf
+    higher, tied = compare(jnp.asarray(broken), jnp.asarray(items), labels)
+    self.assertLess(int(higher[0]), 5)
+    self.assertEqual(np.asarray(higher[1:]).tolist(), [5, 5])
+    self.assertEqual(np.asarray(tied).tolist(), [0, 0, 0])
+    items[5] = np.nan  # another item's row: it counts as higher
+    got = ranks(jnp.asarray(contexts), jnp.asarray(items), labels)
+    sound = np.delete(items, 5, 0)
+    for rank, context, label in zip(got, contexts, (2, 3, 4), strict=True):
+      beaten = sum(context @ sound[1:].T > context @ items[label])
+      self.assertEqual(int(rank), beaten + 1)
+
+  def test_a_dead_context_ties_with_all(self):
+    items = jnp.eye(4, 3)
+    zero, label = jnp.zeros((1, 3)), jnp.array([2])
+    higher, tied = compare(zero, items, label)
+    self.assertEqual((int(higher[0]), int(tied[0])), (0, 2))
+    self.assertEqual(
+      int(ranks(zero, items, label, pessimistic_ties=True)[0]), 2
+    )
 
 
 class TopItemsTest(parameterized.TestCase):

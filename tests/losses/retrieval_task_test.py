@@ -76,6 +76,7 @@ def plain_metrics(scores, label, pad):
     'mrr': 1 / (rank + 1),
     'ndcg_at_10': 1 / np.log2(rank + 2) if rank < 10 else 0,
     'rank': rank,
+    'ties': sum(scores[n] == scores[label] for n in others),
   }
 
 
