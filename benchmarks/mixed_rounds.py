@@ -3,8 +3,9 @@
   python -m benchmarks.mixed_rounds --data_dir=DIR
 
 100 users, batch 16, at most 300 examples each, hinge loss; the server's loss is
-the spreadout of the item table. Contestants take turns on the same cohorts; the
-median of their rounds is compared within one process.
+the spreadout of the item table. Contestants take turns on the same cohorts,
+planned before the clock starts, as the training loop's thread does it; medians
+of their rounds are compared within one process.
 
   fed_avg           hinge alone, whole table on clients
   fed_avg_sparse    the same, clients hold the items that they name
@@ -89,14 +90,18 @@ def main() -> None:
   sampler = core.uniform_sampler(dataset.participating, cohort_size=100)
   states = {n: a.init(jax.random.key(0)) for n, a in contestants.items()}
   seconds: dict[str, list[float]] = {name: [] for name in contestants}
-  for round in range(1, given.rounds + 3):  # the first two compile
-    clients = core.sample_cohort(sampler, 0, round)
-    for name, algorithm in contestants.items():
-      if name == 'client_side_pairs' and round > given.pairs:
+  for number in range(1, given.rounds + 3):  # the first two compile
+    clients = core.sample_cohort(sampler, 0, number)
+    # Whoever follows a long round finds cold caches: the order rotates.
+    first = number % len(contestants)
+    names = [*contestants][first:] + [*contestants][:first]
+    for name in names:
+      algorithm = contestants[name]
+      if name == 'client_side_pairs' and number > given.pairs:
         continue
       cohort = core.make_cohort(
         clients,
-        round=round,
+        round=number,
         seed=0,
         specs=algorithm.plans,
         data=dataset.splits,

@@ -33,11 +33,21 @@ def compare(
     pad_is_candidate: whether row 0 competes, as in the paper's code.
     chunk_items: items scored at a time.
   """
-  right = jnp.sum(contexts * items[labels], -1)[:, None]
+  chunks = _chunks(items, chunk_items)
+  score = lambda chunk: jnp.matmul(contexts, chunk.T, precision='highest')
+  # The label's score comes from the same product as all others: equal items
+  # score alike to the last bit.
+  right = jnp.zeros((len(contexts), 1))
+  for chunk, first in chunks:
+    at = labels[:, None] - first
+    here = (at >= 0) & (at < len(chunk))
+    at = jnp.clip(at, 0, len(chunk) - 1)
+    own = jnp.take_along_axis(score(chunk), at, axis=1)
+    right = jnp.where(here, own, right)
   right = jnp.where(jnp.isfinite(right), right, jnp.nan)
   higher = tied = jnp.zeros(len(contexts), jnp.int32)
-  for chunk, first in _chunks(items, chunk_items):
-    scores = jnp.matmul(contexts, chunk.T, precision='highest')
+  for chunk, first in chunks:
+    scores = score(chunk)
     numbers = first + jnp.arange(len(chunk))
     # The label itself never competes, whatever rounding says.
     others = numbers != labels[:, None]

@@ -129,6 +129,18 @@ class RanksTest(parameterized.TestCase):
       place = place_in_sort(scores, int(labels[b]), pad=False, last=False)
       self.assertEqual(rank, place)
 
+  def test_equal_items_tie_to_the_last_bit(self):
+    rng = np.random.default_rng(0)
+    items = rng.standard_normal((400, 16)).astype(np.float32)
+    items[1:101] = items[200:300]
+    labels = jnp.asarray(rng.integers(1, 101, 20))
+    contexts = jnp.asarray(rng.standard_normal((20, 16)), jnp.float32)
+    for chunk in (8192, 150):
+      _, tied = jax.jit(compare, static_argnames='chunk_items')(
+        contexts, jnp.asarray(items), labels, chunk_items=chunk
+      )
+      self.assertEqual(np.asarray(tied).tolist(), [1] * 20)
+
   def test_broken_models_rank_last(self):
     """Scores that are not numbers never count as a hit."""
     items = np.random.default_rng(0).standard_normal((7, 3))
