@@ -59,7 +59,7 @@ PREDICTIONS = {
 }
 # (kind, better, worse) on MNIST, as in experiments/mixed_fl/orderings.toml.
 MNIST_CLAIMS = {
-  'plain': [],
+  'plain': [('better', '1W', 'PT'), ('better', '2W', 'PT')],
   '(a)': [('better', 'PT', '1W, one batch')],
   '(b)': [('better', 'PT', '1W')],
   '(c)': [('equal', 'PT', '1W'), ('equal', 'PT', '2W')],
