@@ -104,7 +104,7 @@ def several(
     env=environment(),
     capture_output=True,
     text=True,
-    timeout=TIMEOUT,
+    timeout=TIMEOUT + 30 * len(commands),
     check=True,
   )
   return [tuple(result) for result in json.loads(done.stdout)]
