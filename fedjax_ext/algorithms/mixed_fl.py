@@ -12,7 +12,7 @@ weights that merge what comes back.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,7 @@ from fedjax_ext.core import (
   Phase,
   PlanSpec,
   Predictor,
+  Reducer,
   SparseTable,
   finish,
   for_each_client,
@@ -157,7 +158,109 @@ def mixed_fl(
     InvalidInput: an unknown mode, or arguments that do not fit it.
   """
   chosen = _check(mode, server, gradients, tables, weighting)
-  beta = merge_weights or chosen.merge
+  two_way = chosen.augment_centre
+  runs = _make_runs(
+    task,
+    chosen,
+    server,
+    client_optimizer,
+    federated_weight=federated_weight,
+    uniform=weighting == 'uniform',
+    tables=tables,
+    layout=layout,
+    debug=debug,
+  )
+  merge = _make_merge(runs.reducer, merge_weights or chosen.merge, two_way)
+  step = jax.jit(functools.partial(server_step, server_optimizer))
+  server_features = layout.replicate(dict(server.features or {}))
+
+  def init(key: jax.Array) -> ServerState:
+    params = task.init(key)
+    validate.check(
+      not isinstance(params, Variables),
+      'Expected a model without moving statistics for mixed_fl (two sides have '
+      'two), got one with BatchNorm; GroupNorm has none.',
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params) if two_way else ()
+    return ServerState(params, server_optimizer.init(params), zeros, zeros)
+
+  def at_the_model(state: ServerState, cohort: Cohort) -> ServerState:
+    """Two-way's gradients, over the round's batches, at the round's model."""
+    shared = Shared(state.params)
+    output, _ = runs.client_gradient(shared, cohort, 'train')
+    federated, _ = finish(weighted_mean(), output)
+    centre = runs.central_gradient(shared, cohort)
+    return state._replace(
+      central_gradient=keep_if(
+        centre.counted, centre.update, state.central_gradient
+      ),
+      federated_gradient=keep_if(
+        output.acc[1] > 0, federated, state.federated_gradient
+      ),
+    )
+
+  def apply(state: ServerState, client_states, cohort: Cohort):
+    if gradients == 'fresh' or (gradients == 'warm' and cohort.round == 1):
+      state = at_the_model(state, cohort)
+    metrics, clients, centre = {}, None, None
+    sent = Shared(state.params)
+    if two_way:
+      sent = sent._replace(augmentation=state.central_gradient)
+    elif chosen.augment_clients:
+      gradient = runs.central_gradient(sent, cohort)
+      metrics = gradient.metrics
+      sent = sent._replace(augmentation=gradient.update)
+    elif chosen.on_clients:
+      sent = sent._replace(server_features=server_features)
+    if chosen.clients:
+      inputs = (cohort.touched('train'), ()) if tables else ()
+      clients, _ = runs.clients(sent, cohort, 'train', inputs=inputs)
+      metrics |= summarize(clients)
+    if chosen.centre:
+      own = Shared(state.params, state.federated_gradient)
+      centre = runs.centre(own, cohort)
+      metrics |= centre.metrics
+      centre = centre._replace(metrics={})
+    # The output's clients are numpy: what jit needs of it are the sums.
+    if clients is not None:
+      clients = clients._replace(metrics={}, diagnostics={})
+    delta, kept, more = merge(state, sent.augmentation, clients, centre)
+    stepped = step(FedAvgState(state.params, state.optimizer_state), delta)
+    return ServerState(*stepped, *kept), client_states, metrics | more
+
+  return FederatedAlgorithm(
+    init=init,
+    apply=apply,
+    plans=_plans(chosen, server, phase, tables),
+    predictors={
+      'global': Predictor(task.metrics, shared=lambda state: state.params)
+    },
+  )
+
+
+class _Runs(NamedTuple):
+  """The compiled functions of both sides, and how clients' updates combine."""
+
+  clients: Callable
+  client_gradient: Callable
+  centre: Callable
+  central_gradient: Callable
+  reducer: Reducer
+
+
+def _make_runs(
+  task: Task,
+  chosen: Mode,
+  server: ServerLoss,
+  client_optimizer: optax.GradientTransformation,
+  *,
+  federated_weight: float,
+  uniform: bool,
+  tables: tuple[SparseTable, ...],
+  layout: Layout,
+  debug: bool,
+) -> _Runs:
+  """Builds what clients and server run in a mode."""
   two_way = chosen.augment_centre
 
   def client_loss(params: PyTree, batch: Batch) -> jax.Array:
@@ -172,22 +275,14 @@ def mixed_fl(
     loss_scale=1.0 if chosen.on_clients else federated_weight,
     augmented=chosen.augment_clients,
     keep_gradient=two_way,
-    uniform=weighting == 'uniform',
+    uniform=uniform,
   )
   if chosen.on_clients and server.client is not None:
     program = with_server_batches(program, server.batch_size)
-  server_features = layout.replicate(dict(server.features or {}))
   reducer = weighted_mean()
   if tables:
     program = with_sparse_rows(program, tables)
     reducer = sparse_weighted_mean(tables)
-  run_clients = for_each_client(program, reducer, layout=layout, debug=debug)
-  run_gradient = for_each_client(
-    gradient_program(client_loss, weighting == 'uniform'),
-    weighted_mean(),
-    layout=layout,
-    debug=debug,
-  )
   own_steps = side_program(
     server.weighted,
     server.optimizer,
@@ -195,26 +290,30 @@ def mixed_fl(
     augmented=two_way,
     keep_gradient=two_way,
   )
-  run_centre = central_runner(own_steps, server, layout, debug)
-  run_central_gradient = central_runner(
-    gradient_program(server.weighted),
-    # Without data every step has the same gradient.
-    server if server.client is not None else server._replace(steps=1),
-    layout,
-    debug,
+  # Without data every step has the same gradient.
+  batches = server if server.client is not None else server._replace(steps=1)
+  settings = dict(layout=layout, debug=debug)
+  return _Runs(
+    for_each_client(program, reducer, **settings),
+    for_each_client(
+      gradient_program(client_loss, uniform), weighted_mean(), **settings
+    ),
+    central_runner(own_steps, server, **settings),
+    central_runner(gradient_program(server.weighted), batches, **settings),
+    reducer,
   )
 
-  def init(key: jax.Array) -> ServerState:
-    params = task.init(key)
-    validate.check(
-      not isinstance(params, Variables),
-      'Expected a model without moving statistics for mixed_fl (two sides have '
-      'two), got one with BatchNorm; GroupNorm has none.',
-    )
-    zeros = jax.tree.map(jnp.zeros_like, params) if two_way else ()
-    return ServerState(params, server_optimizer.init(params), zeros, zeros)
 
-  @jax.jit
+def _make_merge(
+  reducer: Reducer, beta: tuple[float, float], two_way: bool
+) -> Callable:
+  """Compiles how the two sides' work becomes one delta.
+
+  Returns:
+    (state, augmentation, clients' output, Central) -> (delta, the gradients for
+    the next round, {name: scalar}); what a side did not do is None.
+  """
+
   def merge(state: ServerState, augmentation: PyTree, clients, centre):
     """The merged delta, the new gradients; what a side did not do is None."""
     zeros = jax.tree.map(jnp.zeros_like, state.params)
@@ -248,60 +347,7 @@ def mixed_fl(
       },
     )
 
-  step = jax.jit(functools.partial(server_step, server_optimizer))
-
-  def at_the_model(state: ServerState, cohort: Cohort) -> ServerState:
-    """Two-way's gradients, over the round's batches, at the round's model."""
-    shared = Shared(state.params)
-    output, _ = run_gradient(shared, cohort, 'train')
-    federated, _ = finish(weighted_mean(), output)
-    centre = run_central_gradient(shared, cohort)
-    return state._replace(
-      central_gradient=keep_if(
-        centre.counted, centre.update, state.central_gradient
-      ),
-      federated_gradient=keep_if(
-        output.acc[1] > 0, federated, state.federated_gradient
-      ),
-    )
-
-  def apply(state: ServerState, client_states, cohort: Cohort):
-    if gradients == 'fresh' or (gradients == 'warm' and cohort.round == 1):
-      state = at_the_model(state, cohort)
-    metrics, clients, centre = {}, None, None
-    sent = Shared(state.params)
-    if two_way:
-      sent = sent._replace(augmentation=state.central_gradient)
-    elif chosen.augment_clients:
-      gradient = run_central_gradient(sent, cohort)
-      metrics = gradient.metrics
-      sent = sent._replace(augmentation=gradient.update)
-    elif chosen.on_clients:
-      sent = sent._replace(server_features=server_features)
-    if chosen.clients:
-      inputs = (cohort.touched('train'), ()) if tables else ()
-      clients, _ = run_clients(sent, cohort, 'train', inputs=inputs)
-      metrics |= summarize(clients)
-    if chosen.centre:
-      own = Shared(state.params, state.federated_gradient)
-      centre = run_centre(own, cohort)
-      metrics |= centre.metrics
-      centre = centre._replace(metrics={})
-    # The output's clients are numpy: what jit needs of it are the sums.
-    if clients is not None:
-      clients = clients._replace(metrics={}, diagnostics={})
-    delta, kept, more = merge(state, sent.augmentation, clients, centre)
-    stepped = step(FedAvgState(state.params, state.optimizer_state), delta)
-    return ServerState(*stepped, *kept), client_states, metrics | more
-
-  return FederatedAlgorithm(
-    init=init,
-    apply=apply,
-    plans=_plans(chosen, server, phase, tables),
-    predictors={
-      'global': Predictor(task.metrics, shared=lambda state: state.params)
-    },
-  )
+  return jax.jit(merge)
 
 
 def keep_if(new_counts: jax.Array, new: PyTree, old: PyTree) -> PyTree:

@@ -460,6 +460,7 @@ def load_tfds(
 
 
 def one_line(error: Exception) -> str:
+  """The first line of an error's text, or its type."""
   lines = str(error).strip().splitlines()
   return lines[0] if lines else type(error).__name__
 

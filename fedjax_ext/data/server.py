@@ -93,49 +93,8 @@ def add_server_data(
   """
   check_fraction('test_fraction', test_fraction)
   ours, theirs = dataset.features, columns.features
-  for name, x in ours.items():
-    validate.check(
-      name in theirs and theirs[name].shape[1:] == x.shape[1:],
-      f'Expected feature {name!r} {["M", *x.shape[1:]]} in the data of the '
-      f'server, as clients have, got '
-      + (
-        f'{["M", *theirs[name].shape[1:]]}.'
-        if name in theirs
-        else f'{sorted(theirs)}.'
-      ),
-    )
-    validate.check(
-      np.can_cast(theirs[name].dtype, x.dtype, 'same_kind'),
-      f'Expected feature {name!r} of the server to be {x.dtype}, as clients '
-      f'have, got {theirs[name].dtype}.',
-    )
-  validate.check(
-    columns.num_classes <= dataset.num_classes,
-    f'Expected at most {dataset.num_classes} classes (or tokens) in the data '
-    f'of the server, as clients have, got {columns.num_classes}.',
-  )
-  if columns.client is None:
-    size = len(next(iter(theirs.values())))
-    rows = np.random.default_rng(seed).permutation(size)
-    count = round(test_fraction * len(rows))
-    test, train = np.sort(rows[:count]), np.sort(rows[count:])
-  else:
-    other = make_dataset(
-      columns,
-      test_fraction=0.0,
-      unparticipating_fraction=test_fraction,
-      seed=seed,
-    )
-    view = other.splits['train']
-    train, test = (
-      np.concatenate([view.client_rows(c) for c in [*clients]] or [[]])
-      for clients in (
-        other.participating,
-        other.parts['unparticipating'].clients
-        if 'unparticipating' in other.parts
-        else (),
-      )
-    )
+  _check_alike(dataset, columns)
+  train, test = _rows_of_source(columns, test_fraction, seed)
   first = len(next(iter(ours.values())))
   features = {
     name: np.concatenate([np.asarray(x), np.asarray(theirs[name], x.dtype)])
@@ -158,6 +117,61 @@ def add_server_data(
     }
     dataset = dataclasses.replace(dataset, parts=parts)
   return dataset, number
+
+
+def _check_alike(dataset: FederatedDataset, columns: Columns) -> None:
+  """Checks that a source can stand beside the clients' data."""
+  ours, theirs = dataset.features, columns.features
+  for name, x in ours.items():
+    validate.check(
+      name in theirs and theirs[name].shape[1:] == x.shape[1:],
+      f'Expected feature {name!r} {["M", *x.shape[1:]]} in the data of the '
+      f'server, as clients have, got '
+      + (
+        f'{["M", *theirs[name].shape[1:]]}.'
+        if name in theirs
+        else f'{sorted(theirs)}.'
+      ),
+    )
+    validate.check(
+      np.can_cast(theirs[name].dtype, x.dtype, 'same_kind'),
+      f'Expected feature {name!r} of the server to be {x.dtype}, as clients '
+      f'have, got {theirs[name].dtype}.',
+    )
+  validate.check(
+    columns.num_classes <= dataset.num_classes,
+    f'Expected at most {dataset.num_classes} classes (or tokens) in the data '
+    f'of the server, as clients have, got {columns.num_classes}.',
+  )
+
+
+def _rows_of_source(
+  columns: Columns, test_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of a source to train on and to test on, int64 [n] each."""
+  if columns.client is None:
+    size = len(next(iter(columns.features.values())))
+    rows = np.random.default_rng(seed).permutation(size)
+    count = round(test_fraction * len(rows))
+    test, train = np.sort(rows[:count]), np.sort(rows[count:])
+  else:
+    other = make_dataset(
+      columns,
+      test_fraction=0.0,
+      unparticipating_fraction=test_fraction,
+      seed=seed,
+    )
+    view = other.splits['train']
+    train, test = (
+      np.concatenate([view.client_rows(c) for c in [*clients]] or [[]])
+      for clients in (
+        other.participating,
+        other.parts['unparticipating'].clients
+        if 'unparticipating' in other.parts
+        else (),
+      )
+    )
+  return train, test
 
 
 def _with_server(
