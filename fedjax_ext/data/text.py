@@ -214,7 +214,7 @@ def _read_jsonl(
         yield str(record[client]), [t.encode() for t in texts]
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
     raise validate.InvalidInput(
-      f'Expected JSON objects with {client!r} and a list {text!r} in {path}, '
+      f'Expected JSON objects with {client!r} and texts {text!r} in {path}, '
       f'line {number}: {type(error).__name__}: {error}.'
     ) from error
 
