@@ -24,6 +24,7 @@ from fedjax_ext.core import (
   SparseTable,
   validate,
 )
+from fedjax_ext.core.plans import examples_used, local_steps
 from fedjax_ext.core.sparse_rows import touched_rows
 from fedjax_ext.losses import (
   Task,
@@ -175,18 +176,11 @@ def mean_steps(dataset: data.FederatedDataset) -> int:
   Clients count as they do in the mean of their deltas.
   """
   phase = shared.phase_from_flags()
-  if phase.steps:
-    return phase.steps
   sizes = dataset.splits['train'].sizes(dataset.participating)
-  sizes = np.minimum(sizes, phase.max_examples or sizes.max())
-  batches = sizes // phase.batch_size
-  if phase.remainder != 'drop':
-    batches = -(-sizes // phase.batch_size)
-  weights = np.ones_like(sizes)
-  if FLAGS.client_weighting == 'examples':
-    weights = sizes
-  mean = float((batches * weights).sum() / weights.sum())
-  return max(round(mean * phase.epochs), 1)
+  sizes = examples_used(phase, sizes)
+  steps, _ = local_steps(phase, sizes)
+  weights = sizes if FLAGS.client_weighting == 'examples' else None
+  return max(round(float(np.average(steps, weights=weights))), 1)
 
 
 def make_server(

@@ -11,6 +11,7 @@ from absl import flags
 
 from fedjax_ext.algorithms import centralised, fed_avg, popularity
 from fedjax_ext.core import FederatedAlgorithm, Layout, validate
+from fedjax_ext.core.plans import rows_of
 from fedjax_ext.data import (
   FederatedDataset,
   fingerprint,
@@ -69,9 +70,7 @@ def make_algorithm(
   """Builds --algorithm on a dataset (C clients)."""
   encoder = retrieval_flags.encoder_from_flags(dataset)
   if FLAGS.algorithm == 'popularity':
-    train_rows = np.concatenate(
-      [dataset.splits['train'].client_rows(c) for c in dataset.participating]
-    )
+    train_rows, _ = rows_of(dataset.splits['train'], dataset.participating)
     labels = np.asarray(dataset.features['label'][train_rows])
     return popularity(
       labels,

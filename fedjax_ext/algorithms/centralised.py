@@ -4,12 +4,13 @@ One client, as `data.pool_clients` makes it, owns all examples. A round is some
 of the steps; the optimizer's state lives in the server state and goes on.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_ext.algorithms.fed_avg import ServerState
 from fedjax_ext.algorithms.local_sgd import LocalState, local_sgd
 from fedjax_ext.core import (
   Client,
@@ -28,13 +29,6 @@ from fedjax_ext.losses import Task
 from fedjax_ext.models import params_of
 
 PyTree = Any
-
-
-class ServerState(NamedTuple):
-  """Two pytrees: the model (may be `Variables`), the optimizer's state."""
-
-  params: PyTree
-  optimizer_state: PyTree
 
 
 def centralised(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_ext.algorithms.local_sgd import local_sgd
+from fedjax_ext.algorithms.local_sgd import local_sgd, uniform_weights
 from fedjax_ext.core import (
   ClientProgram,
   FederatedAlgorithm,
@@ -96,7 +96,7 @@ def fed_avg(
   validate.one_of('weighting', weighting, ('examples', 'uniform'))
   program = program or local_sgd(task.loss, client_optimizer)
   if weighting == 'uniform':
-    program = _uniform(program)
+    program = uniform_weights(program)
   reducer = weighted_mean()
   if tables:
     program = with_sparse_rows(program, tables)
@@ -126,13 +126,3 @@ def fed_avg(
       'global': Predictor(task.metrics, shared=lambda state: state.params)
     },
   )
-
-
-def _uniform(program: ClientProgram) -> ClientProgram:
-  """Gives every client that has examples the weight 1."""
-
-  def final(shared, client, state):
-    output = program.final(shared, client, state)
-    return output._replace(weight=jnp.minimum(client.num_examples, 1))
-
-  return program._replace(final=final)

@@ -64,6 +64,16 @@ def return_delta(
   )
 
 
+def uniform_weights(program: ClientProgram) -> ClientProgram:
+  """The same program; every client that has examples has the weight 1."""
+
+  def final(shared, client, state):
+    output = program.final(shared, client, state)
+    return output._replace(weight=jnp.minimum(client.num_examples, 1))
+
+  return program._replace(final=final)
+
+
 def local_sgd(
   loss: Callable[[PyTree, Batch], Any],
   optimizer: optax.GradientTransformation,

@@ -21,6 +21,7 @@ import optax
 
 from fedjax_ext.algorithms.fed_avg import ServerState as FedAvgState
 from fedjax_ext.algorithms.fed_avg import server_step
+from fedjax_ext.algorithms.local_sgd import uniform_weights
 from fedjax_ext.algorithms.mixed_fl_sides import (
   ServerLoss,
   Shared,
@@ -275,10 +276,12 @@ def _make_runs(
     loss_scale=1.0 if chosen.on_clients else federated_weight,
     augmented=chosen.augment_clients,
     keep_gradient=two_way,
-    uniform=uniform,
   )
   if chosen.on_clients and server.client is not None:
     program = with_server_batches(program, server.batch_size)
+  gradient = gradient_program(client_loss)
+  if uniform:
+    program, gradient = uniform_weights(program), uniform_weights(gradient)
   reducer = weighted_mean()
   if tables:
     program = with_sparse_rows(program, tables)
@@ -295,9 +298,7 @@ def _make_runs(
   settings = dict(layout=layout, debug=debug)
   return _Runs(
     for_each_client(program, reducer, **settings),
-    for_each_client(
-      gradient_program(client_loss, uniform), weighted_mean(), **settings
-    ),
+    for_each_client(gradient, weighted_mean(), **settings),
     central_runner(own_steps, server, **settings),
     central_runner(gradient_program(server.weighted), batches, **settings),
     reducer,

@@ -94,7 +94,6 @@ def side_program(
   loss_scale: float,
   augmented: bool,
   keep_gradient: bool,
-  uniform: bool = False,
 ) -> ClientProgram:
   """Local steps on loss + <augmentation, x>, of clients and server alike.
 
@@ -116,14 +115,13 @@ def side_program(
         state.optimizer_state[0],
         shared.augmentation,
       )
-    weight = client.num_examples
-    if uniform:
-      weight = jnp.minimum(weight, 1)
     loss_sum, examples = state.loss
     if loss_scale:
       loss_sum = loss_sum / loss_scale
     return ClientOutput(
-      update, weight, metrics={'train_loss': (loss_sum, examples)}
+      update,
+      client.num_examples,
+      metrics={'train_loss': (loss_sum, examples)},
     )
 
   return local_sgd(
@@ -139,7 +137,7 @@ def side_program(
   )
 
 
-def gradient_program(loss: Loss, uniform: bool = False) -> ClientProgram:
+def gradient_program(loss: Loss) -> ClientProgram:
   """The mean gradient over a client's examples at the model that was sent."""
 
   def init(shared: Shared, client: Client, key: jax.Array):
@@ -158,8 +156,7 @@ def gradient_program(loss: Loss, uniform: bool = False) -> ClientProgram:
     del shared
     total, examples = state
     mean = jax.tree.map(lambda t: t / jnp.maximum(examples, 1), total)
-    weight = client.num_examples
-    return ClientOutput(mean, jnp.minimum(weight, 1) if uniform else weight)
+    return ClientOutput(mean, client.num_examples)
 
   return ClientProgram(init, step, final)
 
@@ -188,8 +185,6 @@ def central_runner(
   """
   if server.client is not None:
     reducer = weighted_mean()
-    # One client fills one lane.
-    layout = layout._replace(lanes=1)
     run = for_each_client(program, reducer, layout=layout, debug=debug)
     result = jax.jit(lambda output: finish(reducer, output)[0])
 

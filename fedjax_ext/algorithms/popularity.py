@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_ext.core import Batch, FederatedAlgorithm, Predictor
-from fedjax_ext.losses.ranking import compare, ranking_metrics
+from fedjax_ext.losses.ranking import rank_metrics
 
 
 def popularity(
@@ -34,14 +34,13 @@ def popularity(
   def metrics(state: jax.Array, batch: Batch) -> dict:
     right = batch.data[label].astype(jnp.int32)
     weight = batch.mask.astype(state.dtype)
-    higher, tied = compare(
+    values = rank_metrics(
       jnp.ones((len(right), 1)),
       state[:, None],
       right,
       pad_is_candidate=pad_is_candidate,
+      pessimistic_ties=pessimistic_ties,
     )
-    rank = higher + tied if pessimistic_ties else higher
-    values = ranking_metrics(rank) | {'ties': tied.astype(state.dtype)}
     return {n: (x, weight) for n, x in values.items()}
 
   return FederatedAlgorithm(

@@ -258,6 +258,33 @@ class _ClientSteps(NamedTuple):
     return cls(clients, first_sizes, done, **merged)
 
 
+def examples_used(phase: Phase, sizes: np.ndarray) -> np.ndarray:
+  """How many examples clients with sizes int [K] use in a phase, int [K]."""
+  if phase.max_examples is None:
+    return sizes
+  return np.minimum(sizes, phase.max_examples)
+
+
+def local_steps(
+  phase: Phase, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Steps that clients take in a phase, and batches of an epoch: int [K] each.
+
+  Args:
+    phase: their work.
+    sizes: their examples, after the phase's cap, int [K].
+  """
+  size = phase.batch_size
+  per_epoch = sizes // size if phase.remainder == 'drop' else -(-sizes // size)
+  epochs = phase.epochs(sizes) if callable(phase.epochs) else phase.epochs
+  epochs = np.broadcast_to(np.asarray(epochs, np.int64), sizes.shape)
+  if phase.steps is not None:
+    return np.where(per_epoch > 0, phase.steps, 0), per_epoch
+  if phase.remainder == 'fill':
+    return -(-epochs * sizes // size), per_epoch
+  return epochs * per_epoch, per_epoch
+
+
 def _phase_steps(
   phase: Phase, data: ClientRows, clients: np.ndarray, key: np.uint64
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -265,16 +292,9 @@ def _phase_steps(
   size = phase.batch_size
   starts = np.asarray(data.offsets[clients], np.int64)
   sizes = np.asarray(data.offsets[clients + 1], np.int64) - starts
-  if phase.max_examples is not None:
-    sizes = np.minimum(sizes, phase.max_examples)
+  sizes = examples_used(phase, sizes)
   fill = phase.remainder == 'fill'
-  per_epoch = sizes // size if phase.remainder == 'drop' else -(-sizes // size)
-  epochs = phase.epochs(sizes) if callable(phase.epochs) else phase.epochs
-  epochs = np.broadcast_to(np.asarray(epochs, np.int64), sizes.shape)
-  if phase.steps is not None:
-    steps = np.where(per_epoch > 0, phase.steps, 0)
-  else:
-    steps = -(-epochs * sizes // size) if fill else epochs * per_epoch
+  steps, per_epoch = local_steps(phase, sizes)
 
   owner = np.repeat(np.arange(len(clients)), steps)
   step = ramp(steps)

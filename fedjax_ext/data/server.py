@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fedjax_ext.core import Part, validate
+from fedjax_ext.core.plans import rows_of
 from fedjax_ext.data.columns import Columns
 from fedjax_ext.data.datasets import FederatedDataset, make_dataset
 from fedjax_ext.data.federated_data import FederatedData
@@ -105,9 +106,9 @@ def add_server_data(
     for name, view in dataset.splits.items()
   }
   dataset = dataclasses.replace(dataset, splits=splits)
-  rows = {'server': first + train.astype(np.int64)}
+  rows = {'server': first + train}
   if len(test):
-    rows['server_test'] = first + test.astype(np.int64)
+    rows['server_test'] = first + test
   number = dataset.splits['train'].num_clients
   dataset = _with_server(dataset, rows)
   if len(test):
@@ -153,24 +154,17 @@ def _rows_of_source(
     size = len(next(iter(columns.features.values())))
     rows = np.random.default_rng(seed).permutation(size)
     count = round(test_fraction * len(rows))
-    test, train = np.sort(rows[:count]), np.sort(rows[count:])
-  else:
-    other = make_dataset(
-      columns,
-      test_fraction=0.0,
-      unparticipating_fraction=test_fraction,
-      seed=seed,
-    )
-    view = other.splits['train']
-    train, test = (
-      np.concatenate([view.client_rows(c) for c in [*clients]] or [[]])
-      for clients in (
-        other.participating,
-        other.parts['unparticipating'].clients
-        if 'unparticipating' in other.parts
-        else (),
-      )
-    )
+    return np.sort(rows[count:]), np.sort(rows[:count])
+  other = make_dataset(
+    columns,
+    test_fraction=0.0,
+    unparticipating_fraction=test_fraction,
+    seed=seed,
+  )
+  view = other.splits['train']
+  held_out = np.setdiff1d(np.flatnonzero(view.sizes() > 0), other.participating)
+  train, _ = rows_of(view, other.participating)
+  test, _ = rows_of(view, held_out)
   return train, test
 
 

@@ -79,6 +79,31 @@ def ranks(
   return higher + tied if pessimistic_ties else higher
 
 
+def rank_metrics(
+  contexts: jax.Array,
+  items: jax.Array,
+  labels: jax.Array,
+  *,
+  pessimistic_ties: bool = False,
+  **settings: Any,
+) -> dict[str, jax.Array]:
+  """`ranking_metrics` of labels, and 'ties', how many others score alike.
+
+  Args:
+    contexts: [B, D].
+    items: [N, D].
+    labels: int [B].
+    pessimistic_ties: items that score like the label count as higher.
+    **settings: of `compare`.
+
+  Returns:
+    {name: [B]}.
+  """
+  higher, tied = compare(contexts, items, labels, **settings)
+  values = ranking_metrics(higher + tied if pessimistic_ties else higher)
+  return values | {'ties': tied.astype(values['mrr'].dtype)}
+
+
 def _chunks(items: jax.Array, size: int) -> list[tuple[jax.Array, int]]:
   return [(items[i : i + size], i) for i in range(0, len(items), size)]
 

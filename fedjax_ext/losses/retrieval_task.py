@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_ext.core import Batch, SparseTable
-from fedjax_ext.losses.ranking import compare, ranking_metrics
+from fedjax_ext.losses.ranking import rank_metrics
 from fedjax_ext.losses.retrieval import (
   RetrievalLoss,
   normalise_rows,
@@ -33,8 +33,7 @@ def retrieval_task(
   """Predicts the label, int [B], from the context, int [B, T].
 
   Metrics rank the label among all V items, whatever the loss: see
-  `ranking.ranking_metrics`; 'ties' is how many others score like the label.
-  Items of the context are not filtered out.
+  `ranking.rank_metrics`. Items of the context are not filtered out.
 
   Args:
     encoder: the model.
@@ -68,14 +67,13 @@ def retrieval_task(
 
   def metrics(params: PyTree, batch: Batch) -> dict:
     contexts, labels = embed(params, batch)
-    higher, tied = compare(
+    values = rank_metrics(
       score(contexts),
       score(all_items(params)),
       labels,
       pad_is_candidate=pad_is_candidate,
+      pessimistic_ties=pessimistic_ties,
     )
-    rank = higher + tied if pessimistic_ties else higher
-    values = ranking_metrics(rank) | {'ties': tied.astype(contexts.dtype)}
     weight = batch.mask.astype(values['mrr'].dtype)
     return {name: (x, weight) for name, x in values.items()}
 
