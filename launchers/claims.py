@@ -70,14 +70,19 @@ def outcome(
   Args:
     interval: of the gains; positive is the claimed side.
     margin: the points inside which two rows count as equal.
-    kind: 'better' or 'equal'.
+    kind: 'better', 'equal' or 'zero'.
 
   Returns:
     Of 'better': 'holds' where the interval lies wholly above 0; 'fails' where
     it lies wholly below 0, or contains 0 and lies inside +-margin. Of 'equal':
     'holds' where it lies inside +-margin, 'fails' where it lies wholly outside.
-    Else 'undecided'.
+    Else 'undecided'. Of 'zero', no effect that could be told from 0: 'holds'
+    where the interval contains 0 or the mean lies inside +-margin, else
+    'fails'.
   """
+  if kind == 'zero':
+    near = abs(interval.mean) <= margin
+    return 'holds' if near or interval.low <= 0 <= interval.high else 'fails'
   if kind == 'equal':
     if -margin <= interval.low and interval.high <= margin:
       return 'holds'
@@ -120,13 +125,16 @@ def judge(
     if result.cell.dataset == dataset
   }
   sign = scale if direction == 'higher' else -scale
+  rows = [row for row in (claim.better, claim.worse) if row]
   differences, missing = [], []
   for seed in dict.fromkeys(seed for _, seed in figures):
-    pair = [figures[row, seed] for row in (claim.better, claim.worse)]
+    pair = [figures[row, seed] for row in rows]
     if all(figure.value is not None for figure in pair):
-      differences.append((seed, sign * (pair[0].value - pair[1].value)))
+      values = [figure.value for figure in pair]
+      gain = values[0] - sum(values[1:])
+      differences.append((seed, sign * gain))
       continue
-    for row, figure in zip((claim.better, claim.worse), pair, strict=True):
+    for row, figure in zip(rows, pair, strict=True):
       if figure.value is None:
         missing.append(f'{row}, seed {seed}: {figure.status}')
   n = len(differences)
@@ -160,4 +168,63 @@ def judge_all(
     for claim in spec.claims
     for dataset in ran
     if dataset in claim.datasets
+    and all(
+      dataset in row.datasets
+      for row in spec.rows
+      if row.name in (claim.better, claim.worse)
+    )
   ]
+
+
+@dataclasses.dataclass(frozen=True)
+class SlopeVerdict:
+  """The judgement of one slope.
+
+  Attributes:
+    slope: what is claimed.
+    values: (seed, slope) pairs in shown points for each 1 / x.
+    interval: their interval, or None with fewer than two of them.
+    outcome: what follows.
+  """
+
+  slope: spec_lib.Slope
+  values: tuple[tuple[int, float], ...]
+  interval: Interval | None
+  outcome: Literal['holds', 'fails', 'undecided']
+
+
+def judge_slope(
+  slope: spec_lib.Slope,
+  spec: spec_lib.TableSpec,
+  results: Sequence[results_lib.Result],
+) -> SlopeVerdict:
+  """Least-squares slope of a row's figure against 1 / x, seed by seed.
+
+  Args:
+    slope: what is claimed.
+    spec: the table.
+    results: every result of it.
+
+  Returns:
+    The verdict over the seeds that have two columns or more.
+  """
+  places = {d.name: d.x for d in spec.datasets if d.name in slope.datasets}
+  points: dict[int, list[tuple[float, float]]] = {}
+  for result in results:
+    cell = result.cell
+    figure = results_lib.measure(result, spec.metric)
+    x = places.get(cell.dataset)
+    if cell.row == slope.row and x and figure.value is not None:
+      points.setdefault(cell.seed, []).append((1 / x, figure.value))
+  values = [
+    (seed, spec.scale * statistics.linear_regression(*zip(*p)).slope)  # noqa: B905
+    for seed, p in points.items()
+    if len({x for x, _ in p}) > 1
+  ]
+  if len(values) < 2:
+    return SlopeVerdict(slope, tuple(values), None, 'undecided')
+  interval = t_interval([value for _, value in values])
+  sign = 1 if slope.sign == 'positive' else -1
+  low, high = sorted((sign * interval.low, sign * interval.high))
+  said = 'holds' if low > 0 else 'fails' if high < 0 else 'undecided'
+  return SlopeVerdict(slope, tuple(values), interval, said)

@@ -34,6 +34,7 @@ class Plan:
     folder: the paper's folder, relative to the repository root.
     results: the folder of this preset's results, relative to the root where it
       lies under it.
+    own_seeds: of the columns that have seeds of their own.
   """
 
   name: str
@@ -41,6 +42,13 @@ class Plan:
   seeds: tuple[int, ...]
   folder: str
   results: str
+  own_seeds: Mapping[str, tuple[int, ...]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  def seeds_of(self, dataset: str) -> tuple[int, ...]:
+    """The seeds to report of one column."""
+    return self.own_seeds.get(dataset, self.seeds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +112,15 @@ def make_plan(
       f'--preset: the table of {name} has no preset {preset!r}; it has '
       + ', '.join(spec.presets)
     )
+  own_seeds = {}
   if seeds is None:
     seeds = spec.presets[preset].seeds
+    own_seeds = {
+      d.name: d.seeds[preset] for d in spec.datasets if preset in d.seeds
+    }
   spec_lib.check_seeds(spec, seeds, where='--seeds')
-  return Plan(name, preset, seeds, folder, f'{results_dir}/{name}/{preset}')
+  results = f'{results_dir}/{name}/{preset}'
+  return Plan(name, preset, seeds, folder, results, own_seeds)
 
 
 def report_cells(
@@ -126,9 +139,9 @@ def report_cells(
   cells = []
   for dataset, row in _pairs(spec, plan):
     untuned = tuple((name, _NOT_YET_TUNED) for name, _ in row.tune)
-    values = choices.get((dataset.name, row.name), untuned)
+    values = choices.get((row.tuned_on(dataset.name), row.name), untuned)
     folder = f'{spec_lib.slug(dataset.name)}/{spec_lib.slug(row.name)}'
-    for seed in plan.seeds:
+    for seed in plan.seeds_of(dataset.name):
       workdir = f'{plan.results}/runs/{folder}/seed_{seed}'
       cells.append(
         _cell(
@@ -158,8 +171,14 @@ def tuning_cells(spec: spec_lib.TableSpec, plan: Plan) -> list[Cell]:
   """
   if spec.tuning is None:
     return []
+  tuned = dict.fromkeys(
+    (row.tuned_on(dataset.name), row.name)
+    for dataset, row in _pairs(spec, plan)
+  )
+  datasets = {dataset.name: dataset for dataset in spec.datasets}
+  rows = {row.name: row for row in spec.rows}
   cells = []
-  for dataset, row in _pairs(spec, plan):
+  for dataset, row in ((datasets[d], rows[r]) for d, r in tuned):
     for values in candidates(row):
       workdir = '/'.join(
         (
@@ -200,10 +219,14 @@ def candidates(row: spec_lib.Row) -> list[Values]:
 def _pairs(
   spec: spec_lib.TableSpec, plan: Plan
 ) -> list[tuple[spec_lib.Dataset, spec_lib.Row]]:
-  """Pairs every row with every column of the preset."""
+  """Pairs every row with the preset's columns that it is about."""
   columns = spec.presets[plan.preset].datasets
   datasets = [d for d in spec.datasets if d.name in columns]
-  return list(itertools.product(datasets, spec.rows))
+  return [
+    (dataset, row)
+    for dataset, row in itertools.product(datasets, spec.rows)
+    if dataset.name in row.datasets
+  ]
 
 
 def _cell(

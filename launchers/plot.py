@@ -1,10 +1,10 @@
-"""Draws a table as a bar chart."""
+"""Draws a table: bars, or lines where its columns are numbers."""
 
 import io
 from collections.abc import Sequence
 
+from launchers import claims, summary
 from launchers import spec as spec_lib
-from launchers import summary
 
 
 def bar_chart(
@@ -61,6 +61,64 @@ def bar_chart(
   axes.set_title(f'{spec.title}\n{subtitle}', fontsize=10)
   if named:
     axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
+  contents = io.BytesIO()
+  chart.savefig(contents, format='png', dpi=120)
+  return contents.getvalue()
+
+
+def line_chart(
+  spec: spec_lib.TableSpec, groups: Sequence[summary.Group], *, subtitle: str
+) -> bytes:
+  """Draws one line for each row over the columns' x.
+
+  Args:
+    spec: the table, whose columns have an x.
+    groups: its summary.
+    subtitle: what stands under the title.
+
+  Returns:
+    A PNG. Points are means over seeds, whiskers 95 % t-intervals, dots the
+    seeds.
+
+  Raises:
+    ImportError: matplotlib or scipy is not installed.
+  """
+  from matplotlib import figure
+
+  places = {dataset.name: dataset.x for dataset in spec.datasets}
+  rows = list(dict.fromkeys(group.row for group in groups))
+  chart = figure.Figure(figsize=(9.0, 4.5), layout='constrained')
+  axes = chart.add_subplot()
+  for index, row in enumerate(rows):
+    mine = [g for g in groups if g.row == row and g.mean is not None]
+    mine.sort(key=lambda g: places[g.dataset])
+    # Rows stand side by side, or their whiskers hide each other.
+    x = [
+      places[g.dataset] * 1.02 ** (index - (len(rows) - 1) / 2) for g in mine
+    ]
+    half = [
+      claims.t_interval(g.values).high - g.mean if len(g.values) > 1 else 0
+      for g in mine
+    ]
+    colour = f'C{index % 10}'
+    axes.errorbar(
+      x, [g.mean for g in mine], half, marker='o', ms=4, capsize=3, lw=1.2,
+      color=colour, label=row,
+    )  # fmt: skip
+    for place, group in zip(x, mine, strict=True):
+      axes.plot(
+        [place] * len(group.values), group.values, '.', ms=3, alpha=0.4,
+        color=colour,
+      )  # fmt: skip
+  axes.axhline(0, color='k', lw=0.8)
+  ticks = sorted(set(places.values()))
+  axes.set_xscale('log')
+  axes.set_xticks(ticks, [f'{x:g}' for x in ticks])
+  axes.minorticks_off()
+  unit = ' (%)' if spec.scale == 100 else ''
+  axes.set(xlabel=spec.x_label, ylabel=f'{spec.metric}{unit}')
+  axes.set_title(f'{spec.title}\n{subtitle}', fontsize=10)
+  axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
   contents = io.BytesIO()
   chart.savefig(contents, format='png', dpi=120)
   return contents.getvalue()

@@ -177,12 +177,12 @@ def _run_report_cells(
     for choice in choices
     if choice.chosen is None
   }
-  ready = [c for c in cells if (c.dataset, c.row) not in blocked]
+  rows = {row.name: row for row in spec.rows}
+  why = lambda c: blocked.get((rows[c.row].tuned_on(c.dataset), c.row), '')
+  ready = [c for c in cells if not why(c)]
   ran = {r.cell: r for r in local.run_cells(ready, machine)}
   return [
-    ran[cell]
-    if cell in ran
-    else results_lib.Result(cell, None, '', blocked[cell.dataset, cell.row])
+    ran[cell] if cell in ran else results_lib.Result(cell, None, '', why(cell))
     for cell in cells
   ]
 
@@ -193,7 +193,9 @@ def _write(report: tables.Report, folder: pathlib.Path) -> None:
   results_lib.write_atomic(folder / 'table.csv', tables.csv_text(report))
   seeds = ', '.join(map(str, report.plan.seeds))
   try:
-    chart = plot.bar_chart(
+    lines = all(dataset.x is not None for dataset in report.spec.datasets)
+    draw = plot.line_chart if lines else plot.bar_chart
+    chart = draw(
       report.spec,
       summary.summarise(report.spec, report.results),
       subtitle=f'{report.plan.preset} scale, seeds {seeds}',

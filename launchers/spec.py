@@ -8,6 +8,7 @@ The format, with every key (those marked optional may be left out):
     direction = 'higher'              # optional: 'higher' (default) or 'lower'
     scale = 100.0                     # optional: shown = scale * measured
     also = ['test/loss/pooled']       # optional: more metrics, shown beside
+    x_label = 'clients'               # optional: what x of a data set is
     [presets.smoke]                   # any of smoke, small, paper
     seeds = [1]
     datasets = ['digits']             # optional: a subset of the columns
@@ -16,12 +17,16 @@ The format, with every key (those marked optional may be left out):
     name = 'FedAvg'
     flags = ['--algorithm=fed_avg']   # optional
     tune = { client_learning_rate = [0.03, 0.1] }                  # optional
+    tune_on = 'digits'                # optional: one column, for all of them
     published = { digits = { value = 96.1, source = 'Table 2' } }  # optional
+    datasets = ['digits']             # optional: every column
     [[datasets]]                      # one column
     name = 'digits'
     flagfile = 'flags/digits.flags'   # relative to experiments/NAME
     flags = []                        # optional
     presets = { small = ['--num_rounds=50'] }                      # optional
+    seeds = { small = [1, 2] }        # optional: instead of the preset's
+    x = 38.0                          # optional, for all: axis of plot.png
     [tuning]                          # needed when any row has `tune`
     seed = 1000                       # no preset may report it
     metric = 'validation/accuracy/pooled'
@@ -30,10 +35,16 @@ The format, with every key (those marked optional may be left out):
     [[claims]]                        # optional
     text = 'FedAvg beats local training'
     better = 'FedAvg'
-    worse = 'Local'
+    worse = 'Local'                   # optional: without it, against 0
     datasets = ['digits']             # optional: every column
     margin = 1.0                      # optional: shown points that count as 0
-    kind = 'better'                   # optional: or 'equal', within the margin
+    kind = 'better'                   # optional: or 'equal', within the margin;
+                                      # or 'zero', see launchers/claims.py
+    [[slopes]]                        # optional: of a row against 1 / x
+    text = 'More clients, smaller gap'
+    row = 'FedAvg'
+    datasets = ['digits']             # optional: every column
+    sign = 'positive'                 # what is claimed of it; or 'negative'
     [[relatives]]                     # optional: row / reference, in %
     text = 'Gain over local training'
     row = 'FedAvg'
@@ -45,6 +56,7 @@ The format, with every key (those marked optional may be left out):
     [[limits]]                        # optional: a bound, but for smoke
     row = 'FedAvg'
     at_least = 90.0                   # or at_most; shown units, for every seed
+    of = 'seeds'                      # optional: or 'mean', over seeds
     source = 'our acceptance limit'
     datasets = ['digits']             # optional: every column
 """
@@ -91,16 +103,27 @@ class Row:
   flags: tuple[str, ...]
   tune: tuple[tuple[str, tuple[str, ...]], ...]
   published: Mapping[str, Published]
+  datasets: tuple[str, ...]
+  tune_on: str = ''
+
+  def tuned_on(self, dataset: str) -> str:
+    """The column whose tuning a column takes."""
+    return self.tune_on or dataset
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """One column: its flag file and its flags, some of them by preset."""
+  """One column: its flag file, and its flags and seeds, some by preset.
+
+  `x` is its place in the plot, or None.
+  """
 
   name: str
   flagfile: str
   flags: tuple[str, ...]
   presets: Mapping[str, tuple[str, ...]]
+  seeds: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+  x: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +138,10 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """One claim of the paper: row `better` beats row `worse` on `datasets`."""
+  """One claim of the paper: row `better` beats row `worse` on `datasets`.
+
+  Without `worse` it is about the row's own figure.
+  """
 
   text: str
   better: str
@@ -139,14 +165,28 @@ class Relative:
 
 
 @dataclasses.dataclass(frozen=True)
+class Slope:
+  """A claim about the slope of a row's figure against 1 / x."""
+
+  text: str
+  row: str
+  datasets: tuple[str, ...]
+  sign: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Limit:
-  """A bound that every seed of a row has to keep, in shown units."""
+  """A bound that every seed of a row, or their mean, has to keep.
+
+  In shown units.
+  """
 
   row: str
   at_least: float | None
   at_most: float | None
   source: str
   datasets: tuple[str, ...]
+  of: str = 'seeds'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +206,8 @@ class TableSpec:
   also: tuple[str, ...] = ()
   relatives: tuple[Relative, ...] = ()
   limits: tuple[Limit, ...] = ()
+  slopes: tuple[Slope, ...] = ()
+  x_label: str = ''
 
   @property
   def decimals(self) -> int:
@@ -247,6 +289,7 @@ def parse_table(text: str, *, file: str) -> TableSpec:
       _claim(s, names, columns) for s in top.tables('claims', Claim, [])
     ),
     also=top.get('also', fields.list_of(fields.text), ()),
+    x_label=top.get('x_label', fields.text, ''),
     relatives=tuple(
       _relative(s, names, columns)
       for s in top.tables('relatives', Relative, [])
@@ -254,9 +297,18 @@ def parse_table(text: str, *, file: str) -> TableSpec:
     limits=tuple(
       _limit(s, names, columns) for s in top.tables('limits', Limit, [])
     ),
+    slopes=tuple(
+      _slope(s, names, datasets) for s in top.tables('slopes', Slope, [])
+    ),
   )
+  placed = [dataset.x is not None for dataset in datasets]
+  if any(placed) != all(placed):
+    top.fail('datasets', 'expected x in all data sets or in none')
   for name, preset in presets.items():
     check_seeds(spec, preset.seeds, where=f'{file}: presets.{name}.seeds')
+  for dataset in datasets:
+    for name, seeds in dataset.seeds.items():
+      check_seeds(spec, seeds, where=f'{file}: {dataset.name!r}: seeds.{name}')
   return spec
 
 
@@ -322,6 +374,10 @@ def _row(section: fields.Section, columns: Sequence[str]) -> Row:
     flags=section.get('flags', _flags, ()),
     tune=tuple((name, tune.get(name, _candidates)) for name in grid),
     published=published,
+    datasets=section.get(
+      'datasets', fields.list_of(fields.one_of(columns)), columns
+    ),
+    tune_on=section.get('tune_on', fields.one_of(columns), ''),
   )
 
 
@@ -334,6 +390,13 @@ def _dataset(section: fields.Section) -> Dataset:
     flagfile=section.get('flagfile', fields.text),
     flags=section.get('flags', _flags, ()),
     presets={name: presets.get(name, _flags) for name in extra},
+    seeds={
+      name: fields.list_of(fields.whole)(value)
+      for name, value in section.get(
+        'seeds', fields.dict_of(PRESETS), {}
+      ).items()
+    },
+    x=section.get('x', fields.positive, None),
   )
 
 
@@ -363,12 +426,14 @@ def _claim(
   claim = Claim(
     text=section.get('text', fields.text),
     better=section.get('better', fields.one_of(rows)),
-    worse=section.get('worse', fields.one_of(rows)),
+    worse=section.get('worse', fields.one_of(rows), ''),
     datasets=section.get(
       'datasets', fields.list_of(fields.one_of(columns)), columns
     ),
     margin=section.get('margin', fields.positive, 1.0),
-    kind=section.get('kind', fields.one_of(('better', 'equal')), 'better'),
+    kind=section.get(
+      'kind', fields.one_of(('better', 'equal', 'zero')), 'better'
+    ),
   )
   if claim.better == claim.worse:
     section.fail('worse', f'is the same row as better, {claim.better!r}')
@@ -402,10 +467,28 @@ def _limit(
     datasets=section.get(
       'datasets', fields.list_of(fields.one_of(columns)), columns
     ),
+    of=section.get('of', fields.one_of(('seeds', 'mean')), 'seeds'),
   )
   if (limit.at_least is None) == (limit.at_most is None):
     section.fail('row', 'expected one of at_least and at_most')
   return limit
+
+
+def _slope(
+  section: fields.Section, rows: Sequence[str], datasets: Sequence[Dataset]
+) -> Slope:
+  columns = [dataset.name for dataset in datasets]
+  slope = Slope(
+    text=section.get('text', fields.text),
+    row=section.get('row', fields.one_of(rows)),
+    datasets=tuple(
+      section.get('datasets', fields.list_of(fields.one_of(columns)), columns)
+    ),
+    sign=section.get('sign', fields.one_of(('positive', 'negative'))),
+  )
+  if any(d.x is None for d in datasets if d.name in slope.datasets):
+    section.fail('datasets', 'expected an x in each of them')
+  return slope
 
 
 def _unique(top: fields.Section, key: str, names: list[str]) -> tuple[str, ...]:

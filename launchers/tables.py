@@ -67,6 +67,8 @@ def markdown(report: Report) -> str:
     sections += ['## Tuned values', *_tuning_section(report)]
   if spec.claims:
     sections += ['## Claims', *_claims_section(report)]
+  if spec.slopes:
+    sections += ['## Slopes', *_slopes_section(report)]
   if spec.relatives:
     sections += ['## Relative figures', *_relatives_section(report)]
   if spec.limits:
@@ -147,6 +149,8 @@ def _heading(report: Report) -> str:
     f'seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}. '
     + _SCALE_NOTES[report.plan.preset],
   ]
+  for name, own in report.plan.own_seeds.items():
+    lines[-1] += f' {name}: seeds {", ".join(map(str, own))}.'
   if few:
     lines.append('Fewer than 3 seeds: a trial, not a result.')
   return '\n\n'.join(lines)
@@ -166,9 +170,14 @@ def _results_table(
     line = [row.name]
     for name in datasets:
       source = row.published.get(name)
+      group = cells.get((row.name, name))
       line += [
-        summary.show(cells[row.name, name], decimals=spec.decimals),
-        f'{source.value:g} ({source.source})' if source else 'not found',
+        summary.show(group, decimals=spec.decimals) if group else '',
+        f'{source.value:g} ({source.source})'
+        if source
+        else 'not found'
+        if group
+        else '',
       ]
     lines.append(line)
   return _table(header, lines)
@@ -237,7 +246,7 @@ def _claims_section(report: Report) -> list[str]:
   decimals = report.spec.decimals
   lines = []
   for verdict in claims.judge_all(report.spec, report.results):
-    interval, equal = verdict.interval, verdict.claim.kind == 'equal'
+    interval = verdict.interval
     gains = ', '.join(
       f'{gain:+.{decimals}f}' for _, gain in verdict.differences
     )
@@ -245,8 +254,7 @@ def _claims_section(report: Report) -> list[str]:
       [
         verdict.claim.text,
         verdict.dataset,
-        f'{verdict.claim.better} {"=" if equal else "-"} '
-        f'{verdict.claim.worse}: {gains or "none"}',
+        _compared(verdict.claim) + f': {gains or "none"}',
         f'{interval.mean:+.{decimals}f} '
         f'[{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]'
         if interval
@@ -273,7 +281,50 @@ def _claims_section(report: Report) -> list[str]:
     'claim holds when the interval lies wholly above 0; it fails when the '
     'interval lies wholly below 0, or contains 0 and lies inside the margin; '
     'else it is undecided. A claim of equality (=) holds when the interval '
-    'lies inside the margin and fails when it lies wholly outside.',
+    'lies inside the margin and fails when it lies wholly outside. A claim of '
+    'no effect (~ 0) holds when the interval contains 0 or the mean lies '
+    'inside the margin, else it fails.',
+  ]
+
+
+def _compared(claim: spec_lib.Claim) -> str:
+  """What is compared: 'A - B', 'A = B', 'A ~ 0', ..."""
+  if claim.kind == 'zero':
+    return f'{claim.better} {f"- {claim.worse} " if claim.worse else ""}~ 0'
+  sign = '=' if claim.kind == 'equal' else '-' if claim.worse else '> 0'
+  return f'{claim.better} {sign} {claim.worse}'.rstrip()
+
+
+def _slopes_section(report: Report) -> list[str]:
+  """Slopes against 1 / x by seed."""
+  lines = []
+  for slope in report.spec.slopes:
+    verdict = claims.judge_slope(slope, report.spec, report.results)
+    interval = verdict.interval
+    lines.append(
+      [
+        slope.text,
+        slope.row,
+        ', '.join(f'{value:+.3g}' for _, value in verdict.values) or 'none',
+        f'{interval.mean:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]'
+        if interval
+        else 'n/a',
+        slope.sign,
+        f'**{verdict.outcome}**',
+      ]
+    )
+  header = [
+    'claim',
+    'method',
+    'slope by seed',
+    'mean [95 % t-interval]',
+    'claimed',
+    'verdict',
+  ]
+  return [
+    _table(header, lines),
+    'Least squares of the figure against 1 / x over the columns that a seed '
+    'has, where x is the number in a column; in shown points for each 1 / x.',
   ]
 
 
@@ -378,9 +429,10 @@ def broken_limits(report: Report) -> list[str]:
 
 
 def _bound(limit: spec_lib.Limit) -> str:
+  of = 'mean ' if limit.of == 'mean' else ''
   if limit.at_least is not None:
-    return f'>= {limit.at_least:g}'
-  return f'<= {limit.at_most:g}'
+    return f'{of}>= {limit.at_least:g}'
+  return f'{of}<= {limit.at_most:g}'
 
 
 def _judged_limits(
@@ -403,9 +455,10 @@ def _judged_limits(
       if group is None:
         continue
       low, high = limit.at_least, limit.at_most
+      judging = group.values if limit.of == 'seeds' else (group.mean,)
       kept = len(group.values) == len(group.results) and all(
         (low is None or v >= low) and (high is None or v <= high)
-        for v in group.values
+        for v in judging
       )
       judged.append((limit, dataset, group.values, kept))
   return judged

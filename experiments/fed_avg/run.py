@@ -16,16 +16,11 @@ from fedjax_ext.algorithms import (
   with_fine_tuning,
 )
 from fedjax_ext.core import FederatedAlgorithm, Layout, validate
-from fedjax_ext.data import (
-  FederatedDataset,
-  fingerprint,
-  fingerprint_splits,
-)
+from fedjax_ext.data import FederatedDataset
 from fedjax_ext.losses import Task
 from fedjax_ext.training import app, task_flags
 from fedjax_ext.training import flags as shared
-from fedjax_ext.training.loop import train
-from fedjax_ext.training.manifest import make_manifest
+from fedjax_ext.training.experiment import run_experiment
 
 FLAGS = flags.FLAGS
 
@@ -127,36 +122,16 @@ def check_personal_parts(dataset: FederatedDataset) -> None:
 
 def main() -> None:
   """Checks everything, trains or resumes, prints the result."""
-  workdir = shared.workdir_from_flags()
-  schedule = shared.schedule_from_flags()
-  seeds = shared.seeds_from_flags()
-  columns = shared.columns_from_flags()
-  dataset = shared.dataset_from_flags(columns)
-  sampler = shared.sampler_from_flags(dataset)
-  layout = shared.layout_from_flags()
-  task = task_flags.task_from_flags(dataset)
-  algorithm = make_algorithm(task, dataset, layout)
-  result = train(
-    algorithm,
-    dataset,
-    sampler=sampler,
-    seeds=seeds,
-    schedule=schedule,
-    layout=layout,
-    workdir=workdir,
-    manifest=make_manifest(
-      flags=shared.flag_values(__name__, task_flags.NAMED),
-      data=f'{fingerprint(columns)} {fingerprint_splits(dataset)}',
-      layout=layout.describe(),
+  run_experiment(
+    __name__,
+    make_algorithm=lambda dataset, layout: make_algorithm(
+      task_flags.task_from_flags(dataset), dataset, layout
     ),
-  )
-  app.print_result(
-    result,
-    {
+    named=task_flags.NAMED,
+    said={
       'test_accuracy': 'test/accuracy/pooled',
       'unparticipating_accuracy': 'unparticipating/accuracy/pooled',
     },
-    workdir=workdir,
   )
 
 

@@ -22,8 +22,7 @@ from fedjax_ext.data import (
 )
 from fedjax_ext.training import app, retrieval_flags
 from fedjax_ext.training import flags as shared
-from fedjax_ext.training.loop import train
-from fedjax_ext.training.manifest import make_manifest
+from fedjax_ext.training.experiment import run_experiment
 
 FLAGS = flags.FLAGS
 
@@ -105,37 +104,18 @@ def make_algorithm(
 
 def main() -> None:
   """Checks everything, trains or resumes, prints the result."""
-  workdir = shared.workdir_from_flags()
-  schedule = shared.schedule_from_flags()
-  seeds = shared.seeds_from_flags()
-  dataset, data_digest = make_dataset()
-  sampler = shared.sampler_from_flags(dataset)
-  layout = shared.layout_from_flags()
-  algorithm = make_algorithm(dataset, layout)
-  result = train(
-    algorithm,
-    dataset,
-    sampler=sampler,
-    seeds=seeds,
-    schedule=schedule,
-    layout=layout,
-    workdir=workdir,
-    manifest=make_manifest(
-      flags=shared.flag_values(__name__, retrieval_flags.NAMED),
-      data=data_digest,
-      layout=layout.describe(),
-    ),
-    shown='recall_at_10',
-  )
-  app.print_result(
-    result,
-    {
+  run_experiment(
+    __name__,
+    make_algorithm=make_algorithm,
+    make_dataset=make_dataset,
+    named=retrieval_flags.NAMED,
+    said={
       f'{part}_{metric}': f'{part}/{metric}/pooled'
       for part in ('validation', 'test')
       for metric in METRICS[:3]
     },
-    workdir=workdir,
     metrics=METRICS,
+    shown='recall_at_10',
   )
 
 

@@ -21,6 +21,13 @@ from fedjax_ext.core.evaluation import (
   summarize_report,
 )
 from fedjax_ext.core.features import Features, place_features
+from fedjax_ext.core.generalization import (
+  Gap,
+  Generalization,
+  evaluate_generalization,
+  gap_metrics,
+  generalization_gaps,
+)
 from fedjax_ext.core.layout import Layout, make_layout
 from fedjax_ext.core.plans import (
   Phase,
@@ -74,6 +81,8 @@ __all__ = [
   'Collected',
   'Features',
   'FederatedAlgorithm',
+  'Gap',
+  'Generalization',
   'InvalidInput',
   'Layout',
   'Part',
@@ -92,9 +101,12 @@ __all__ = [
   'collect',
   'combine',
   'evaluate',
+  'evaluate_generalization',
   'finish',
   'fixed_sampler',
   'for_each_client',
+  'gap_metrics',
+  'generalization_gaps',
   'make_client_states',
   'make_cohort',
   'make_evaluator',

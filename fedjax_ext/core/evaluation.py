@@ -65,7 +65,12 @@ class PartReport(NamedTuple):
 
     'pooled' weighs every example (or token) alike. The others are over each
     client's own mean: 'mean' weighs clients alike, 'weighted_mean' weighs them
-    by examples, 'p5' to 'p95' are percentiles over clients.
+    by examples, 'variance' is that of the clients at hand (divided by K'), and
+    'p5' to 'p95' are percentiles over clients by the nearest rule: of n sorted
+    values the one at round((n - 1) q / 100), so that each is some client's.
+    'p50' is the median. Yuan et al., "What do we mean by generalization in
+    federated learning?", 2022, https://arxiv.org/abs/2110.14216, call these
+    wavg (weighted_mean), avg, var, med and pct5 to pct95.
     """
     result = {
       'clients': len(self.clients),
@@ -83,8 +88,11 @@ class PartReport(NamedTuple):
       result[f'{name}/weighted_mean'] = float(
         (values * examples).sum() / examples.sum()
       )
+      result[f'{name}/variance'] = float(values.var())
       for p in PERCENTILES:
-        result[f'{name}/p{p}'] = float(np.percentile(values, p))
+        result[f'{name}/p{p}'] = float(
+          np.percentile(values, p, method='nearest')
+        )
     return result
 
 

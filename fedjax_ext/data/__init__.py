@@ -20,6 +20,12 @@ from fedjax_ext.data.datasets import (
   make_dataset,
 )
 from fedjax_ext.data.digits import load_digits
+from fedjax_ext.data.embeddings import (
+  EMBEDDINGS,
+  Embedding,
+  embed,
+  principal_components,
+)
 from fedjax_ext.data.federated_data import (
   FederatedData,
   SegmentRows,
@@ -43,6 +49,7 @@ from fedjax_ext.data.partition import (
   apportion,
   class_counts,
   classes_partition,
+  coarse_fine_dirichlet_partition,
   dirichlet_client_partition,
   dirichlet_partition,
   iid_partition,
@@ -59,6 +66,12 @@ from fedjax_ext.data.retrieval import (
   movielens,
   synthetic_retrieval,
   timeline_examples,
+)
+from fedjax_ext.data.semantic import (
+  Gaussians,
+  kl_divergences,
+  match_clusters,
+  semantic_partition,
 )
 from fedjax_ext.data.server import (
   SERVER_DATA,
@@ -80,18 +93,23 @@ from fedjax_ext.data.splits import (
   stratified_mask,
 )
 from fedjax_ext.data.sqlite import load_sqlite, read_clients, write_sqlite
-from fedjax_ext.data.synthetic import synthetic_femnist
-from fedjax_ext.data.text import text_columns
+from fedjax_ext.data.synthetic import synthetic_femnist, synthetic_styles
+from fedjax_ext.data.text import read_jsonl, text_columns
+from fedjax_ext.data.three_way import THREE_WAY, check_disjoint, three_way
 
 __all__ = [
+  'EMBEDDINGS',
   'PARTITIONERS',
   'PREPROCESS',
   'SERVER_DATA',
   'SKEWS',
   'SOURCES',
+  'THREE_WAY',
   'Columns',
+  'Embedding',
   'FederatedData',
   'FederatedDataset',
+  'Gaussians',
   'LazyColumn',
   'Partitioner',
   'Preprocess',
@@ -104,13 +122,16 @@ __all__ = [
   'add_server_data',
   'apportion',
   'chain',
+  'check_disjoint',
   'choose_clients',
   'class_counts',
   'classes_partition',
   'client_mask',
   'client_reader',
+  'coarse_fine_dirichlet_partition',
   'dirichlet_client_partition',
   'dirichlet_partition',
+  'embed',
   'fingerprint',
   'fingerprint_splits',
   'first_examples',
@@ -119,6 +140,7 @@ __all__ = [
   'from_fedjax',
   'from_segments',
   'iid_partition',
+  'kl_divergences',
   'lazy_columns',
   'load_array_record',
   'load_columns',
@@ -129,13 +151,17 @@ __all__ = [
   'make_columns',
   'make_dataset',
   'map_records',
+  'match_clusters',
   'movielens',
   'noise_skew',
   'pool_clients',
+  'principal_components',
   'quadratic',
   'quantity_partition',
   'read_clients',
+  'read_jsonl',
   'rotate_skew',
+  'semantic_partition',
   'server_features',
   'shards_partition',
   'shuffle_across_clients',
@@ -146,7 +172,9 @@ __all__ = [
   'synthetic_femnist',
   'synthetic_retrieval',
   'synthetic_smile',
+  'synthetic_styles',
   'text_columns',
+  'three_way',
   'timeline_examples',
   'write_array_record',
   'write_columns',

@@ -5,8 +5,9 @@ Axis letters: C clients, M rows, Y classes.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import NamedTuple
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class FederatedDataset:
     return self.splits['train'].features
 
 
-class _Assigned(NamedTuple):
+class Assigned(NamedTuple):
   """Views of the columns over the same clients; only train is always there."""
 
   train: FederatedData
@@ -120,21 +121,16 @@ def make_dataset(
   check_fraction('test_fraction', test_fraction)
   check_fraction('validation_fraction', validation_fraction)
   check_fraction('unparticipating_fraction', unparticipating_fraction)
-  validate.at_least('eval_clients', eval_clients, 0)
   seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(6)]
-  if partition is None:
-    assigned = (
-      _stored_clients(columns, test_fraction, seeds[0])
-      if isinstance(columns.client, StoredClients)
-      else _natural_clients(columns, test_fraction, seeds[0])
-    )
-  else:
-    assigned = _made_clients(
-      columns, partition, num_clients, test_fraction, test_owner, seeds
-    )
-  if skew is not None:
-    made = assigned.train.num_clients if partition is None else num_clients
-    assigned = _skewed(assigned, skew, made, seeds[4])
+  assigned = assign_clients(
+    columns,
+    partition=partition,
+    num_clients=num_clients,
+    skew=skew,
+    test_fraction=test_fraction,
+    test_owner=test_owner,
+    seeds=seeds,
+  )
   train, validation, test = assigned
   splits = {'train': train}
   if validation_fraction > 0:
@@ -155,15 +151,61 @@ def make_dataset(
     group_column=group_column,
     seed=seeds[3],
   )
+  return limit_parts(dataset, eval_clients, seed=seeds[5])
+
+
+def limit_parts(
+  dataset: FederatedDataset, eval_clients: int, *, seed: int
+) -> FederatedDataset:
+  """Reports on at most so many clients of each part, always the same.
+
+  Parts about the same clients are about the same ones afterwards; 0 takes all.
+  """
+  validate.at_least('eval_clients', eval_clients, 0)
   if not eval_clients:
     return dataset
   parts = {
     name: part._replace(
-      clients=sample_clients(part.clients, eval_clients, seed=seeds[5])
+      clients=sample_clients(part.clients, eval_clients, seed=seed)
     )
     for name, part in dataset.parts.items()
   }
   return dataclasses.replace(dataset, parts=parts)
+
+
+def assign_clients(
+  columns: Columns,
+  *,
+  partition: Partitioner | None,
+  num_clients: int,
+  skew: Skew | None,
+  test_fraction: float,
+  test_owner: str,
+  seeds: Sequence[int],
+) -> Assigned:
+  """Gives rows to clients, natural ones or made; views of the source's splits.
+
+  Args:
+    columns: the source.
+    partition: see `make_dataset`, as are all others.
+    num_clients: C of a partition made here.
+    skew: images that differ by client.
+    test_fraction: used without a split column.
+    test_owner: 'pooled' or 'clients'.
+    seeds: of the test rows, the partition, and at index 4 the skew.
+  """
+  if partition is not None:
+    assigned = _made_clients(
+      columns, partition, num_clients, test_fraction, test_owner, seeds
+    )
+  elif isinstance(columns.client, StoredClients):
+    assigned = _stored_clients(columns, test_fraction, seeds[0])
+  else:
+    assigned = _natural_clients(columns, test_fraction, seeds[0])
+  if skew is None:
+    return assigned
+  made = assigned.train.num_clients if partition is None else num_clients
+  return _skewed(assigned, skew, made, seeds[4])
 
 
 def fingerprint_splits(dataset: FederatedDataset) -> str:
@@ -229,8 +271,8 @@ def _made_clients(
   num_clients: int,
   test_fraction: float,
   test_owner: str,
-  seeds: list[int],
-) -> _Assigned:
+  seeds: Sequence[int],
+) -> Assigned:
   """Clients that a partitioner makes."""
   is_test = _given_or(columns, test_fraction, seeds[0])
   pooled = test_owner == 'pooled'
@@ -240,7 +282,12 @@ def _made_clients(
   owner = np.full(len(is_test), num_clients, np.int64)
   owner[kept_out] = -1  # the source's validation rows train nobody
   made = np.asarray(
-    partition(_labels(columns)[mine], num_clients=num_clients, seed=seeds[1])
+    partition(
+      _labels(columns)[mine],
+      num_clients=num_clients,
+      seed=seeds[1],
+      **_asked_for(partition, columns, mine),
+    )
   )
   _check_owners(made, len(mine), num_clients)
   owner[mine] = made
@@ -248,22 +295,64 @@ def _made_clients(
   return _split_by_test(columns, owner, client_ids, is_test)
 
 
+class _Rows(Mapping):
+  """Some rows of columns, {name: [N, ...]}, read when asked for."""
+
+  def __init__(self, features: Mapping[str, np.ndarray], rows: np.ndarray):
+    self._features, self._rows = features, rows
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    return np.asarray(self._features[name][self._rows])
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._features)
+
+  def __len__(self) -> int:
+    return len(self._features)
+
+
+def _asked_for(
+  partition: Partitioner, columns: Columns, rows: np.ndarray
+) -> dict[str, Any]:
+  """What a partitioner takes besides labels: columns, natural clients [N]."""
+  takes = inspect.signature(partition).parameters
+  given: dict[str, Any] = {}
+  if 'features' in takes:
+    given['features'] = _Rows(columns.features, rows)
+  if 'client' in takes:
+    given['client'] = _natural_owner(columns, rows)
+  return given
+
+
+def _natural_owner(columns: Columns, rows: np.ndarray) -> np.ndarray | None:
+  """The natural client of each row, int64 [N]; None without clients."""
+  client = columns.client
+  if client is None:
+    return None
+  if not isinstance(client, StoredClients):
+    return np.unique(client, return_inverse=True)[1][rows]
+  owner = np.full(len(next(iter(columns.features.values()))), -1, np.int64)
+  for starts, sizes in client.segments.values():
+    owner[np.repeat(starts, sizes) + ramp(sizes)] = np.repeat(
+      np.arange(len(starts)), sizes
+    )
+  return owner[rows]
+
+
 def _split_by_test(
   columns: Columns,
   owner: np.ndarray,
   client_ids: np.ndarray,
   is_test: np.ndarray,
-) -> _Assigned:
+) -> Assigned:
   everything = from_assignment(columns.features, owner, client_ids=client_ids)
   of_test = is_test[everything.rows]
-  return _Assigned(
-    everything.filter(~of_test), None, everything.filter(of_test)
-  )
+  return Assigned(everything.filter(~of_test), None, everything.filter(of_test))
 
 
 def _skewed(
-  assigned: _Assigned, skew: Skew, num_clients: int, seed: int
-) -> _Assigned:
+  assigned: Assigned, skew: Skew, num_clients: int, seed: int
+) -> Assigned:
   """Replaces the images by ones that differ by client.
 
   A pooled test set belongs to none of the `num_clients` and stays as it is.
@@ -280,7 +369,7 @@ def _skewed(
   owner[owner >= num_clients] = -1
   image = skew(features['image'], owner, num_clients=num_clients, seed=seed)
   features = dict(features, image=image)
-  return _Assigned(
+  return Assigned(
     *(v and dataclasses.replace(v, features=features) for v in assigned)
   )
 
@@ -331,7 +420,7 @@ def _check_owners(owner: np.ndarray, size: int, num_clients: int) -> None:
 
 def _natural_clients(
   columns: Columns, test_fraction: float, seed: int
-) -> _Assigned:
+) -> Assigned:
   """The clients of the client column [M]."""
   validate.check(
     columns.client is not None,
@@ -350,7 +439,7 @@ def _natural_clients(
 
 def _stored_clients(
   columns: Columns, test_fraction: float, seed: int
-) -> _Assigned:
+) -> Assigned:
   """The clients of a source that keeps them together: O(C) memory.
 
   Only a split that the source does not have itself takes a row number for each
@@ -367,7 +456,7 @@ def _stored_clients(
   if test is None and test_fraction > 0:
     chosen = client_mask(train, fraction=test_fraction, seed=seed)
     train, test = train.filter(~chosen), train.filter(chosen)
-  return _Assigned(train, views.get('validation'), test)
+  return Assigned(train, views.get('validation'), test)
 
 
 def _test_splits(

@@ -3,17 +3,23 @@
 Each is `f(label [N], *, num_clients, seed, **settings) -> owner int64 [N]`,
 gives each example to exactly one client, always terminates, and depends on its
 arguments only. `PARTITIONERS` has them by name. Labels are any integers: their
-order may matter, their values do not.
+order may matter, their values do not. A partitioner that takes `features` gets
+the columns {name: [N, ...]}, one that takes `client` the natural clients [N].
 
 Axis letters: N examples, C clients, Y classes.
 """
 
 import types
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 
 from fedjax_ext.core import validate
+from fedjax_ext.core.plans import ramp
+from fedjax_ext.data.semantic import semantic_partition
+
+_BLOCK = 2**20  # Numbers drawn at a time.
 
 
 def _check_sizes(
@@ -114,32 +120,40 @@ def dirichlet_partition(
 
 
 def dirichlet_client_partition(
-  label: np.ndarray, *, num_clients: int, alpha: float = 0.5, seed: int
+  label: np.ndarray,
+  *,
+  num_clients: int,
+  alpha: float = 0.5,
+  sizes: Literal['equal', 'natural'] = 'equal',
+  client: np.ndarray | None = None,
+  seed: int,
 ) -> np.ndarray:
-  """Draws each client's class mix from a Dirichlet; sizes differ by at most 1.
+  """Draws each client's class mix from a Dirichlet.
 
   Class mix of client c: q_c ~ Dirichlet(alpha * prior), with prior [Y] the
-  class shares of all examples. Each place of a client draws its class from q_c,
-  and examples of a class are drawn without replacement. Where a class is asked
-  for more often than it has examples, a random choice of the places gets them;
-  the others draw again from q_c renormalised over the classes that are left,
-  until every place is filled: at most Y times, since each time a class runs
-  out. So all mixes bend alike, not those of the clients served last.
+  class shares of all examples. Clients take turns, in a fresh random order each
+  time around: each draws a class from q_c and gets a random example of it.
+  Where a class has run out, q_c is renormalised over the classes that are left.
+  So all mixes bend alike, not those of the clients served last. Rotation is
+  that of Yuan et al., 2022, https://arxiv.org/abs/2110.14216.
 
   Hsu, Qi and Brown, "Measuring the effects of non-identical data distribution
   for federated visual classification", 2019, https://arxiv.org/abs/1909.06335.
 
   Args:
     label: int [N].
-    num_clients: C; client c has floor((N + C - 1 - c) / C) examples.
+    num_clients: C.
     alpha: concentration; small values give few classes to a client.
+    sizes: 'equal', client c has floor((N + C - 1 - c) / C) examples; or
+      'natural', it has as many as the c-th of C natural clients.
+    client: the natural clients [N], for their sizes.
     seed: seed of the draw.
 
   Returns:
     Owners int64 [N].
 
   Raises:
-    InvalidInput: alpha <= 0 or num_clients < 1.
+    InvalidInput: alpha <= 0, num_clients < 1, or no C natural clients.
   """
   label = np.asarray(label)
   _check_alpha(alpha)
@@ -147,17 +161,92 @@ def dirichlet_client_partition(
   rng = np.random.default_rng(seed)
   classes, label = np.unique(label, return_inverse=True)
   pool = np.bincount(label, minlength=len(classes))
-  sizes = len(label) // num_clients + (
-    np.arange(num_clients) < len(label) % num_clients
-  )
   prior = pool / max(len(label), 1)
   logs = _log_gammas(rng, alpha * prior, (num_clients, len(classes)))
-  counts = _fill(rng, logs, sizes, pool)
-  owner = np.empty(len(label), np.int64)
-  owner[_by_class(rng, label)] = np.repeat(
-    np.tile(np.arange(num_clients), len(classes)), counts.T.reshape(-1)
+  wanted = _client_sizes(len(label), num_clients, sizes, client)
+  return _by_mixes(rng, logs, wanted, label, pool)
+
+
+def coarse_fine_dirichlet_partition(
+  label: np.ndarray,
+  *,
+  num_clients: int,
+  coarse_alpha: float = 10.0,
+  fine_alpha: float = 1000.0,
+  coarse_column: str = 'coarse',
+  sizes: Literal['equal', 'natural'] = 'equal',
+  features: Mapping[str, np.ndarray],
+  client: np.ndarray | None = None,
+  seed: int,
+) -> np.ndarray:
+  """Draws each client's mix of superclasses, and of the classes in each.
+
+  Client c has class y of superclass s with probability
+
+    q_c[s] * r_c,s[y],  q_c ~ Dirichlet(coarse_alpha * prior of superclasses),
+    r_c,s ~ Dirichlet(fine_alpha * prior of the classes within s)
+
+  and examples are drawn as in `dirichlet_client_partition`. Yuan et al., "What
+  do we mean by generalization in federated learning?", 2022,
+  https://arxiv.org/abs/2110.14216 (CIFAR-100: 100 clients, 10 and 1000).
+
+  Args:
+    label: int [N]; a class has examples of one superclass only.
+    num_clients: C.
+    coarse_alpha: concentration over superclasses.
+    fine_alpha: concentration over the classes of a superclass.
+    coarse_column: the integer column [N] of superclasses.
+    sizes: as in `dirichlet_client_partition`.
+    features: columns {name: [N, ...]}.
+    client: the natural clients [N], for their sizes.
+    seed: seed of the draw.
+
+  Returns:
+    Owners int64 [N].
+
+  Raises:
+    InvalidInput: a concentration <= 0, no such column, or a class in two
+      superclasses.
+  """
+  label = np.asarray(label)
+  _check_alpha(coarse_alpha, 'coarse_alpha')
+  _check_alpha(fine_alpha, 'fine_alpha')
+  _check_sizes(len(label), num_clients, 0)
+  validate.check(
+    coarse_column in features,
+    f'Expected a column {coarse_column!r} of superclasses, got '
+    f'{sorted(features)}.',
   )
-  return owner
+  classes, first, label = np.unique(
+    label, return_index=True, return_inverse=True
+  )
+  coarse_labels, coarse = np.unique(
+    np.asarray(features[coarse_column]), return_inverse=True
+  )
+  of_class = coarse[first]  # [Y]
+  validate.check(
+    np.array_equal(of_class[label], coarse),
+    f'Expected each class in one superclass of column {coarse_column!r}.',
+  )
+  rng = np.random.default_rng(seed)
+  pool = np.bincount(label, minlength=len(classes))
+  coarse_pool = np.bincount(coarse, minlength=len(coarse_labels))
+  shape = (num_clients, len(coarse_labels))
+  coarse_logs = _log_gammas(
+    rng, coarse_alpha * coarse_pool / max(len(label), 1), shape
+  )
+  logs = _log_gammas(
+    rng,
+    fine_alpha * pool / coarse_pool[of_class],
+    (num_clients, len(classes)),
+  )
+  for s in range(len(coarse_labels)):
+    within = of_class == s
+    logs[:, within] = (
+      np.log(_softmax(logs[:, within]) + 1e-300) + coarse_logs[:, s, None]
+    )
+  wanted = _client_sizes(len(label), num_clients, sizes, client)
+  return _by_mixes(rng, logs, wanted, label, pool)
 
 
 def shards_partition(
@@ -290,9 +379,11 @@ PARTITIONERS: Mapping[str, Partitioner] = types.MappingProxyType(
     'iid': iid_partition,
     'dirichlet': dirichlet_partition,
     'dirichlet_client': dirichlet_client_partition,
+    'coarse_fine_dirichlet': coarse_fine_dirichlet_partition,
     'shards': shards_partition,
     'quantity': quantity_partition,
     'classes': classes_partition,
+    'semantic': semantic_partition,
   }
 )
 
@@ -334,10 +425,48 @@ def class_counts(
   return counts.astype(np.int64).reshape(num_clients, num_classes)
 
 
-def _check_alpha(alpha: float) -> None:
+def _check_alpha(alpha: float, name: str = 'alpha') -> None:
   validate.check(
-    0 < alpha < np.inf, f'Expected 0 < alpha < infinity, got alpha={alpha}.'
+    0 < alpha < np.inf, f'Expected 0 < {name} < infinity, got {name}={alpha}.'
   )
+
+
+def _client_sizes(
+  num_examples: int, num_clients: int, sizes: str, client: np.ndarray | None
+) -> np.ndarray:
+  """How many examples each client gets, int64 [C]; they sum to N."""
+  validate.one_of('sizes', sizes, ('equal', 'natural'))
+  if sizes == 'equal':
+    return num_examples // num_clients + (
+      np.arange(num_clients) < num_examples % num_clients
+    )
+  validate.check(
+    client is not None,
+    'Expected natural clients for sizes=natural, got none.',
+  )
+  counts = np.unique(client, return_counts=True)[1]
+  validate.check(
+    len(counts) == num_clients,
+    f'Expected num_clients={len(counts)}, as many as there are natural '
+    f'clients, for sizes=natural, got num_clients={num_clients}.',
+  )
+  return counts.astype(np.int64)
+
+
+def _by_mixes(
+  rng: np.random.Generator,
+  logs: np.ndarray,
+  sizes: np.ndarray,
+  label: np.ndarray,
+  pool: np.ndarray,
+) -> np.ndarray:
+  """Owners int64 [N] of labels [N] by class mixes [C, Y] and sizes [C]."""
+  counts = _fill(rng, logs, sizes, pool)
+  owner = np.empty(len(label), np.int64)
+  owner[_by_class(rng, label)] = np.repeat(
+    np.tile(np.arange(len(sizes)), len(pool)), counts.T.reshape(-1)
+  )
+  return owner
 
 
 def _check_classes(
@@ -410,6 +539,11 @@ def _fill(
 ) -> np.ndarray:
   """Draws sizes [C] places from class pools [Y]; both sum to N.
 
+  Clients are visited in rotation, in a fresh random order each time around,
+  until they are full; each visit draws a class from the client's mix over the
+  classes that are left. Visits are drawn in blocks, which end where a class
+  runs out.
+
   Args:
     rng: generator of the draws.
     logs: [C, Y], logarithms of class shares, up to a constant for each client.
@@ -419,18 +553,27 @@ def _fill(
   Returns:
     Counts int64 [C, Y], with row sums `sizes` and column sums `pool`.
   """
+  visitor = np.repeat(np.arange(len(sizes)), sizes)
+  turn = ramp(np.asarray(sizes))
+  visitor = visitor[np.lexsort((rng.random(len(visitor)), turn))]
   counts = np.zeros(logs.shape, np.int64)
-  sizes, pool = sizes.copy(), pool.copy()
-  while sizes.any():
-    c, y = np.flatnonzero(sizes), np.flatnonzero(pool)
-    drawn = rng.multinomial(sizes[c], _softmax(logs[np.ix_(c, y)]))
-    for i in np.flatnonzero(drawn.sum(0) > pool[y]):
-      drawn[:, i] = rng.multivariate_hypergeometric(
-        drawn[:, i], pool[y[i]], method='marginals'
-      )
-    counts[np.ix_(c, y)] += drawn
-    sizes[c] -= drawn.sum(1)
-    pool[y] -= drawn.sum(0)
+  pool = np.array(pool)
+  block, first = max(1, _BLOCK // max(len(pool), 1)), 0
+  while first < len(visitor):
+    clients = visitor[first : first + block]
+    left = np.flatnonzero(pool)
+    steps = np.cumsum(_softmax(logs[np.ix_(clients, left)]), axis=1)
+    level = rng.random((len(clients), 1)) * steps[:, -1:]
+    y = left[(level >= steps[:, :-1]).sum(1)]
+    # Where a class is drawn once more than it has examples, the block ends.
+    taken = np.zeros(len(y), np.int64)
+    order = np.argsort(y, kind='stable')
+    taken[order] = ramp(np.bincount(y, minlength=len(pool)))
+    over = np.flatnonzero(taken >= pool[y])
+    end = over[0] if len(over) else len(y)
+    np.add.at(counts, (clients[:end], y[:end]), 1)
+    pool -= np.bincount(y[:end], minlength=len(pool))
+    first += end
   return counts
 
 

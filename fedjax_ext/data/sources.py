@@ -23,7 +23,7 @@ from fedjax_ext.data.retrieval import (
   synthetic_retrieval,
 )
 from fedjax_ext.data.sqlite import load_sqlite
-from fedjax_ext.data.synthetic import synthetic_femnist
+from fedjax_ext.data.synthetic import synthetic_femnist, synthetic_styles
 from fedjax_ext.data.text import (
   shakespeare,
   stackoverflow,
@@ -64,6 +64,7 @@ SOURCES: Mapping[str, Source] = types.MappingProxyType(
   {
     'digits': load_digits,
     'synthetic_femnist': synthetic_femnist,
+    'synthetic_styles': synthetic_styles,
     'npz': load_npz,
     'sqlite': load_sqlite,
     'array_record': load_array_record,

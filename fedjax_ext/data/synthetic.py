@@ -1,4 +1,4 @@
-"""Synthetic handwriting: federated data shaped like FEMNIST, no download.
+"""Synthetic federated data with clients of their own style, no download.
 
 Axis letters: C clients, M examples, Y classes.
 """
@@ -70,6 +70,61 @@ def synthetic_femnist(
   return make_columns(
     'synthetic_femnist',
     {'image': image, 'label': label, 'client': client},
+    num_classes=num_classes,
+  )
+
+
+def synthetic_styles(
+  *,
+  num_clients: int = 40,
+  num_classes: int = 5,
+  examples: int = 20,
+  num_features: int = 16,
+  style: float = 0.84,
+  label_style: float = 0.84,
+  seed: int = 0,
+) -> Columns:
+  """Vectors with a style of the client, and one of the client and the class.
+
+    x = mean_y + style_c + style_{c, y} + N(0, I),  mean_y ~ N(0, I),
+    style_c ~ N(0, style^2 I),  style_{c, y} ~ N(0, label_style^2 I)
+
+  Clients have as much of each class: they differ in what it looks like alone.
+
+  Args:
+    num_clients: C.
+    num_classes: Y.
+    examples: of each client and class.
+    num_features: D.
+    style: standard deviation of a client's style.
+    label_style: of its style of a class.
+    seed: seed of everything.
+
+  Returns:
+    Columns with `x` float32 [M, D] and client numbers as names.
+  """
+  for name, value in (
+    ('num_clients', num_clients),
+    ('num_classes', num_classes),
+    ('examples', examples),
+    ('num_features', num_features),
+  ):
+    validate.at_least(name, value, 1)
+  for name, value in (('style', style), ('label_style', label_style)):
+    validate.at_least(name, value, 0)
+  rng = np.random.default_rng(seed)
+  means = rng.standard_normal((num_classes, num_features))
+  styles = style * rng.standard_normal((num_clients, 1, num_features))
+  both = styles + label_style * rng.standard_normal(
+    (num_clients, num_classes, num_features)
+  )
+  client = np.repeat(np.arange(num_clients), num_classes * examples)
+  label = np.tile(np.repeat(np.arange(num_classes), examples), num_clients)
+  x = means[label] + both[client, label]
+  x += rng.standard_normal((len(client), num_features))
+  return make_columns(
+    'synthetic_styles',
+    {'x': x.astype(np.float32), 'label': label, 'client': client},
     num_classes=num_classes,
   )
 

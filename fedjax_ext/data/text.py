@@ -131,6 +131,7 @@ def text_columns(
   *,
   vocabulary: Vocabulary,
   sequence_length: int,
+  by_text: bool = False,
 ) -> Columns:
   """Windows over each client's texts, all in memory.
 
@@ -140,12 +141,15 @@ def text_columns(
       several.
     vocabulary: of the texts.
     sequence_length: T.
+    by_text: no window reaches over the end of a text.
 
   Returns:
-    Columns with `tokens` [M, T+1] and stored clients.
+    Columns with `tokens` [M, T+1] and stored clients; by text also with `text`
+    int32 [M], the number of the text that a window is of.
   """
   validate.at_least('sequence_length', sequence_length, 1)
   rows: list[np.ndarray] = []
+  text_sizes: list[int] = []
   sizes: dict[str, dict[str, int]] = {}
   for split, clients in splits.items():
     sizes[split] = {}
@@ -155,8 +159,11 @@ def text_columns(
         f'Expected client {client!r} once in {split} of {name}.',
       )
       encoded = [vocabulary.encode(text) for text in texts]
-      rows.append(windows(encoded, sequence_length))
-      sizes[split][client] = len(rows[-1])
+      units = [[e] for e in encoded] if by_text else [encoded]
+      cut = [windows(unit, sequence_length) for unit in units]
+      rows += cut
+      text_sizes += map(len, cut)
+      sizes[split][client] = sum(map(len, cut))
   validate.check(bool(rows), f'Expected clients in {name}, got none.')
   clients = store_clients(
     {
@@ -166,7 +173,12 @@ def text_columns(
   )
   tokens = np.concatenate(rows)
   validate.check(len(tokens) > 0, f'Expected texts in {name}, got none.')
-  return Columns(name, {'tokens': tokens}, vocabulary.size, client=clients)
+  features = {'tokens': tokens}
+  if by_text:
+    features['text'] = np.repeat(
+      np.arange(len(text_sizes), dtype=np.int32), text_sizes
+    )
+  return Columns(name, features, vocabulary.size, client=clients)
 
 
 def text_jsonl(
@@ -190,13 +202,13 @@ def text_jsonl(
   validate.check(path.exists(), f'Expected a data file at {path}, found none.')
   return text_columns(
     path.name.split('.')[0],
-    {'train': _read_jsonl(path, client, text)},
+    {'train': read_jsonl(path, client, text)},
     vocabulary=character_vocabulary(),
     sequence_length=sequence_length,
   )
 
 
-def _read_jsonl(
+def read_jsonl(
   path: pathlib.Path, client: str, text: str
 ) -> Iterator[tuple[str, list[bytes]]]:
   opener = gzip.open if path.suffix == '.gz' else open

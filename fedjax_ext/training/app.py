@@ -12,7 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from absl import app, flags
 from absl import logging as absl_logging
 
-from fedjax_ext.core import InvalidInput, summarize_report
+from fedjax_ext.core import (
+  InvalidInput,
+  Report,
+  gap_metrics,
+  generalization_gaps,
+  summarize_report,
+)
+from fedjax_ext.core.generalization import (
+  THREE_WAY,
+  UNPARTICIPATING,
+  VALIDATION,
+  is_three_way,
+)
 from fedjax_ext.training import processes
 from fedjax_ext.training.loop import Interrupted, Result
 
@@ -117,7 +129,11 @@ def print_result(
           f'{predictor + " " + part:{width}}  {summary["clients"]:7d}  '
           f'{summary["examples"]:8d}  {values}'
         )
-  measured = summarize_report(next(iter(result.reports.values())))
+  for predictor, report in result.reports.items():
+    if is_three_way(report):
+      _print_gaps(predictor, report, metrics)
+  main = next(iter(result.reports.values()))
+  measured = summarize_report(main) | gap_metrics(main)
   words = [
     f'{name}={measured[key]:.4f}'
     for name, key in said.items()
@@ -129,3 +145,23 @@ def print_result(
     ' '.join(['final:', f'round={result.round}', *words, f'workdir={workdir}']),
     flush=True,
   )
+
+
+def _print_gaps(predictor: str, report: Report, metrics: Sequence[str]) -> None:
+  """Prints how a model does on fresh examples, and on fresh clients."""
+  clients = {name: len(report[name].clients) for name in THREE_WAY}
+  print(
+    f'gaps of {predictor} [95 % bootstrap over {clients[VALIDATION]} '
+    f'participating and {clients[UNPARTICIPATING]} unparticipating clients], '
+    'every example alike; positive = worse'
+  )
+  for metric in metrics:
+    if metric not in report[VALIDATION].sums:
+      continue
+    gaps = generalization_gaps(report, metric)
+    for name in gaps._fields:
+      gap = getattr(gaps, name)
+      print(
+        f'  {metric} {name.replace("_", "-")} gap {gap.value:+.4f} '
+        f'[{gap.low:+.4f}, {gap.high:+.4f}]'
+      )

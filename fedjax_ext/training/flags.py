@@ -27,7 +27,11 @@ from fedjax_ext.core import (
 )
 from fedjax_ext.core.sampling import check_cohort_size
 from fedjax_ext.models import MODELS, dual_encoder
-from fedjax_ext.training import calls, device_flags
+from fedjax_ext.training import (  # embeddings: semantic:embedding=vae
+  calls,
+  device_flags,
+  embeddings,  # noqa: F401
+)
 from fedjax_ext.training.loop import Schedule, Seeds
 
 FLAGS = flags.FLAGS
@@ -35,6 +39,8 @@ _LOG = logging.getLogger(__name__)
 # Arguments that other flags, or the data, give to a named function.
 GIVEN = ('data_dir', 'seed')
 GIVEN_SKEW = ('num_clients', 'seed')
+GIVEN_PARTITION = ('seed', 'features', 'client')
+GIVEN_EVAL = ('partition', 'num_clients', 'skew', 'eval_clients', 'seed')
 GIVEN_MODEL = ('input_shape', 'num_classes')
 _ALL_MODELS = {**MODELS, 'dual_encoder': dual_encoder}
 DEFAULT_PARTITION = 'dirichlet:num_clients=100,alpha=0.5'
@@ -67,6 +73,13 @@ flags.DEFINE_integer('eval_every', 10, 'Rounds between evaluations.')
 flags.DEFINE_bool(
   'eval_train', False, 'Evaluate part train each time, not only at the end.'
 )
+flags.DEFINE_string(
+  'eval',
+  'parts',
+  'How clients and examples are split for reports: parts, as '
+  '--data_*_fraction and the source say; one of these; or MODULE.FUNCTION:\n'
+  f'{calls.describe_all(data.THREE_WAY, reserved=GIVEN_EVAL)}',
+)
 flags.DEFINE_integer(
   'eval_clients',
   0,
@@ -92,7 +105,7 @@ flags.DEFINE_string(
   'Who owns which example: client (the natural clients), a partition made '
   'here, or MODULE.FUNCTION. Default: the natural clients where there are any, '
   f'else {DEFAULT_PARTITION}. Partitions:\n'
-  f'{calls.describe_all(data.PARTITIONERS, reserved=GIVEN)}',
+  f'{calls.describe_all(data.PARTITIONERS, reserved=GIVEN_PARTITION)}',
 )
 flags.DEFINE_string(
   'data_skew',
@@ -194,6 +207,7 @@ NAMED = {
   'data_source': data.SOURCES,
   'data_partition': data.PARTITIONERS,
   'data_skew': data.SKEWS,
+  'eval': {**data.THREE_WAY, 'parts': data.make_dataset},
 }
 
 # Flags that say where things are or how it runs, not what it computes.
@@ -262,7 +276,8 @@ def schedule_from_flags() -> Schedule:
   return Schedule(
     num_rounds=FLAGS.num_rounds,
     eval_every=FLAGS.eval_every,
-    eval_train=FLAGS.eval_train,
+    # The gaps of a three-way report need the train part.
+    eval_train=FLAGS.eval_train or FLAGS.eval != 'parts',
     checkpoint_every=FLAGS.checkpoint_every,
     keep_checkpoints=FLAGS.keep_checkpoints,
     prefetch=FLAGS.prefetch,
@@ -318,24 +333,21 @@ def dataset_from_flags(columns: data.Columns) -> data.FederatedDataset:
       'data_skew', FLAGS.data_skew, function, reserved=GIVEN_SKEW
     )
     skew = functools.partial(function, **settings)
-    if partition is not None and FLAGS.data_test_owner == 'pooled':
+    pooled = FLAGS.data_test_owner == 'pooled' and FLAGS.eval == 'parts'
+    if partition is not None and pooled:
       _LOG.warning(
         'The pooled test set is not skewed; --data_test_owner=clients gives '
         'clients test rows of their own.'
       )
-  dataset = data.make_dataset(
+  dataset = _split_from_flags()(
     columns,
     partition=partition,
     num_clients=num_clients,
     skew=skew,
-    test_fraction=FLAGS.data_test_fraction,
-    test_owner=FLAGS.data_test_owner,
-    validation_fraction=FLAGS.data_validation_fraction,
-    unparticipating_fraction=FLAGS.data_unparticipating_fraction,
-    group_column=FLAGS.data_group_column,
     eval_clients=FLAGS.eval_clients,
     seed=role_seed('data'),
   )
+  calls.check_type('eval', FLAGS.eval, dataset, data.FederatedDataset)
   _LOG.info(
     '%s: %d %s clients take part; train examples: %d.',
     columns.name,
@@ -344,6 +356,35 @@ def dataset_from_flags(columns: data.Columns) -> data.FederatedDataset:
     dataset.splits['train'].sizes(dataset.participating).sum(),
   )
   return dataset
+
+
+def _split_from_flags() -> Callable[..., data.FederatedDataset]:
+  """What makes a dataset of columns [M, ...], by --eval."""
+  text = FLAGS.eval
+  others = {
+    f'data_{name}': FLAGS[f'data_{name}'].value
+    for name in (
+      'test_fraction',
+      'test_owner',
+      'validation_fraction',
+      'unparticipating_fraction',
+      'group_column',
+    )
+  }
+  if text == 'parts':
+    settings = {n.removeprefix('data_'): v for n, v in others.items()}
+    return functools.partial(data.make_dataset, **settings)
+  said = [n for n, v in others.items() if v != FLAGS[n].default]
+  validate.check(
+    not said,
+    f'Expected no {", ".join(said)} with --eval={text}, which has settings of '
+    'its own.',
+  )
+  function = calls.resolve('eval', text, data.THREE_WAY)
+  calls.check_takes('eval', text, function, *GIVEN_EVAL)
+  settings = calls.arguments('eval', text, function, reserved=GIVEN_EVAL)
+  calls.check_complete('eval', text, function, settings, GIVEN_EVAL)
+  return functools.partial(function, **settings)
 
 
 def _partition_from_flags(
@@ -363,9 +404,11 @@ def _partition_from_flags(
   function = calls.resolve('data_partition', text, known)
   calls.check_takes('data_partition', text, function, 'num_clients', 'seed')
   settings = calls.arguments(
-    'data_partition', text, function, reserved=('seed',)
+    'data_partition', text, function, reserved=GIVEN_PARTITION
   )
-  calls.check_complete('data_partition', text, function, settings, ('seed',))
+  calls.check_complete(
+    'data_partition', text, function, settings, GIVEN_PARTITION
+  )
   num_clients = settings.pop('num_clients', 100)
   validate.check(
     isinstance(num_clients, int),

@@ -31,6 +31,7 @@ from fedjax_ext.core import (
   PartReport,
   Report,
   Sampler,
+  gap_metrics,
   make_client_states,
   make_cohort,
   make_evaluator,
@@ -44,7 +45,11 @@ from fedjax_ext.core.plans import ClientRows
 from fedjax_ext.training import processes
 from fedjax_ext.training.checkpoints import Checkpoints, digest
 from fedjax_ext.training.manifest import Manifest, open_workdir, write_manifest
-from fedjax_ext.training.plots import plot_curves, plot_participants
+from fedjax_ext.training.plots import (
+  plot_bands,
+  plot_curves,
+  plot_participants,
+)
 from fedjax_ext.training.progress import Progress
 from fedjax_ext.training.writers import MetricWriter, write_atomically
 
@@ -198,7 +203,8 @@ def train(
     schedule: rounds, evaluations, checkpoints.
     layout: devices, lanes, waves.
     workdir: gets manifest.json, metrics.jsonl, metrics.csv, tensorboard/,
-      checkpoints/, curves.png, partition.png, report.json and final.json.
+      checkpoints/, curves.png, bands.png, partition.png, report.json and
+        final.json.
     manifest: from `make_manifest`.
     shown: the metric of progress lines.
 
@@ -438,7 +444,7 @@ class _Run:
   def _finish(
     self, rows: list[dict], reports: dict[str, Report], processed: int
   ) -> Result:
-    """Writes report.json, final.json and curves.png."""
+    """Writes report.json, final.json, curves.png and bands.png."""
     metrics = _flatten(reports)
     finite = all(
       bool(jnp.isfinite(x).all())
@@ -468,7 +474,9 @@ class _Run:
     write_atomically(
       self.workdir / 'report.json', json.dumps(per_client, allow_nan=False)
     )
-    plot_curves(rows, self.workdir / 'curves.png', title=self.workdir.name)
+    title = self.workdir.name
+    plot_curves(rows, self.workdir / 'curves.png', title=title)
+    plot_bands(rows, self.workdir / 'bands.png', metric=self.shown, title=title)
     write_atomically(
       self.workdir / 'final.json', json.dumps(summary, indent=2) + '\n'
     )
@@ -502,7 +510,7 @@ def _flatten(reports: Mapping[str, Report]) -> dict[str, float]:
   return {
     (key if i == 0 else f'{name}:{key}'): value
     for i, (name, report) in enumerate(reports.items())
-    for key, value in summarize_report(report).items()
+    for key, value in (summarize_report(report) | gap_metrics(report)).items()
   }
 
 

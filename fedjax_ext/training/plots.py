@@ -19,6 +19,7 @@ _MAX_BUBBLES = 50  # Rows or columns; beyond, a heat map is easier to read.
 _MOST_DRAWN = 2_000
 _MAX_NAMED = 200  # Clients; beyond, their order shows more than their names.
 _MAX_IMAGES = 10
+_BANDS = ('p5', 'p25', 'p50', 'p75', 'p95', 'pooled')
 _BLUE, _GREY = '#2b6cb0', '#8a8a8a'
 _LOG = logging.getLogger(__name__)
 
@@ -59,6 +60,57 @@ def plot_curves(
     axis.set_title(name)
     axis.grid(alpha=0.3)
     axis.legend(fontsize='small', frameon=False)
+  figure.suptitle(title)
+  _save(figure, path, dpi=120)
+  return True
+
+
+def plot_bands(
+  rows: Sequence[Mapping[str, Any]],
+  path: pathlib.Path,
+  *,
+  metric: str,
+  title: str,
+) -> bool:
+  """Draws percentiles over clients against rounds, a panel for each part.
+
+  Args:
+    rows: metric rows {'round', '<part>/<metric>/p5': scalar, ...}.
+    path: the PNG to write.
+    metric: which.
+    title: above the panels.
+
+  Returns:
+    Whether a picture was written; not without matplotlib, or where no part was
+    evaluated in two rounds.
+  """
+  parts: dict[str, list[tuple[float, ...]]] = {}
+  for row in rows:
+    for name in row:
+      part, _, rest = name.partition('/')
+      if rest == f'{metric}/p5' and ':' not in part:
+        points = [row.get(f'{part}/{metric}/{s}') for s in _BANDS]
+        if all(isinstance(value, int | float) for value in points):
+          parts.setdefault(part, []).append((row['round'], *points))
+  parts = {part: points for part, points in parts.items() if len(points) > 1}
+  if not parts:
+    return False
+  figure = _make_figure((3.6 * len(parts) + 0.8, 3.8), path.name)
+  if figure is None:
+    return False
+  axes = figure.subplots(1, len(parts), squeeze=False, sharey=True)[0]
+  for i, (part, points) in enumerate(parts.items()):
+    axis, colour = axes[i], f'C{i % 10}'
+    rounds, low, lower, middle, upper, high, mean = zip(*points, strict=True)
+    band = dict(color=colour, linewidth=0)
+    axis.fill_between(rounds, low, high, alpha=0.15, label='5-95 %', **band)
+    axis.fill_between(rounds, lower, upper, alpha=0.3, label='25-75 %', **band)
+    axis.plot(rounds, middle, color=colour, label='median')
+    axis.plot(rounds, mean, color='k', linewidth=1, ls='--', label='pooled')
+    axis.set(xlabel='round', title=part)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize='small', frameon=False)
+  axes[0].set_ylabel(f'{metric}, over clients')
   figure.suptitle(title)
   _save(figure, path, dpi=120)
   return True

@@ -412,11 +412,15 @@ class SummaryTest(absltest.TestCase):
         'pooled': sums.sum() / weights.sum(),
         'mean': own.mean(),
         'weighted_mean': np.average(own, weights=report.examples[some]),
-      } | {f'p{p}': np.percentile(own, p) for p in (5, 25, 50, 75, 95)}
+        'variance': np.mean((own - own.mean()) ** 2),
+      } | {
+        f'p{p}': np.sort(own)[round((len(own) - 1) * p / 100)]
+        for p in (5, 25, 50, 75, 95)
+      }
       for statistic, value in expected.items():
         self.assertAlmostEqual(got[f'{name}/{statistic}'], value, places=5)
     self.assertNotAlmostEqual(got['loss/pooled'], got['loss/weighted_mean'], 3)
-    self.assertLen(got, 2 + 2 * 8)
+    self.assertLen(got, 2 + 2 * 9)
     for value in got.values():
       self.assertIn(type(value), (int, float))
 
@@ -431,7 +435,7 @@ class SummaryTest(absltest.TestCase):
     self.assertAlmostEqual(got['loss/pooled'], 14 / 12)
     self.assertAlmostEqual(got['loss/mean'], 1.5)
     self.assertAlmostEqual(got['loss/weighted_mean'], (1 + 3 * 2) / 4)
-    self.assertAlmostEqual(got['loss/p25'], 1.25)
+    self.assertAlmostEqual(got['loss/p25'], 1.0)
 
   def test_equal_weights_make_pooled_and_weighted_mean_one(self):
     report = self.report()
@@ -459,7 +463,7 @@ class SummaryTest(absltest.TestCase):
     for part in report:
       for name, value in report[part].summary().items():
         self.assertEqual(got[f'{part}/{name}'], value)
-    self.assertLen(got, 2 * 18)
+    self.assertLen(got, 2 * 20)
 
 
 if __name__ == '__main__':

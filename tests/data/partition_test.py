@@ -1,5 +1,6 @@
 """Partitioners: every example once, seeded, with the promised statistics."""
 
+import inspect
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from fedjax_ext.data.partition import (
   apportion,
   class_counts,
   classes_partition,
+  coarse_fine_dirichlet_partition,
   dirichlet_client_partition,
   dirichlet_partition,
   iid_partition,
@@ -21,6 +23,12 @@ from fedjax_ext.data.partition import (
   shards_partition,
 )
 
+# Those that need nothing but labels.
+BY_LABEL = {
+  name: function
+  for name, function in PARTITIONERS.items()
+  if 'features' not in inspect.signature(function).parameters
+}
 ALPHAS = (1e-6, 0.1, 1.0, 1e6)
 
 
@@ -97,13 +105,13 @@ class AnyPartitionerTest(parameterized.TestCase):
 
     Or a refusal in one line, with the same verdict under other seeds.
     """
-    name = draw.draw(st.sampled_from(sorted(PARTITIONERS)), label='name')
+    name = draw.draw(st.sampled_from(sorted(BY_LABEL)), label='name')
     label = np.array(
       draw.draw(st.lists(st.integers(0, 5), max_size=50)), np.int64
     )
     num_clients = draw.draw(st.integers(1, 12), label='num_clients')
     seed = draw.draw(st.integers(0, 2**31), label='seed')
-    run = lambda label, seed: PARTITIONERS[name](
+    run = lambda label, seed: BY_LABEL[name](
       label, num_clients=num_clients, seed=seed
     )
     try:
@@ -119,47 +127,45 @@ class AnyPartitionerTest(parameterized.TestCase):
     np.testing.assert_array_equal(owner, run(label, seed))
     np.testing.assert_array_equal(owner, run(label * 3 - 7, seed))
 
-  @parameterized.parameters(*PARTITIONERS)
+  @parameterized.parameters(*BY_LABEL)
   def test_another_seed_differs(self, name):
     label = np.arange(200) % 5
-    one, two = (
-      PARTITIONERS[name](label, num_clients=10, seed=s) for s in (0, 1)
-    )
+    one, two = (BY_LABEL[name](label, num_clients=10, seed=s) for s in (0, 1))
     self.assertFalse(np.array_equal(one, two))
 
-  @parameterized.parameters(*PARTITIONERS)
+  @parameterized.parameters(*BY_LABEL)
   def test_one_client_owns_all(self, name):
     label = np.arange(30) % 2
-    owner = PARTITIONERS[name](label, num_clients=1, seed=0)
+    owner = BY_LABEL[name](label, num_clients=1, seed=0)
     self.assertEqual(owner.tolist(), [0] * 30)
 
-  @parameterized.parameters(*sorted({*PARTITIONERS} - {'shards'}))
+  @parameterized.parameters(*sorted({*BY_LABEL} - {'shards'}))
   def test_a_client_for_each_example(self, name):
     """N = C, with one class: nobody gets two."""
     settings = {'classes_per_client': 1} if name == 'classes' else {}
-    owner = PARTITIONERS[name](
+    owner = BY_LABEL[name](
       np.zeros(40, int), num_clients=40, seed=0, **settings
     )
     self.assertEqual(sorted(owner), list(range(40)))
 
-  @parameterized.parameters(*PARTITIONERS)
+  @parameterized.parameters(*BY_LABEL)
   def test_many_examples_and_clients(self, name):
     """A million examples over ten thousand clients is a matter of seconds."""
     label = np.random.default_rng(0).integers(0, 10, 1_000_000)
     start = time.perf_counter()
-    owner = PARTITIONERS[name](label, num_clients=10_000, seed=0)
+    owner = BY_LABEL[name](label, num_clients=10_000, seed=0)
     self.assertLess(time.perf_counter() - start, 10)
     self.assertLen(np.unique(owner), 10_000)
 
-  @parameterized.parameters(*PARTITIONERS)
+  @parameterized.parameters(*BY_LABEL)
   def test_no_client(self, name):
     with self.assertRaisesRegex(InvalidInput, 'num_clients=0'):
-      PARTITIONERS[name](np.arange(9) % 3, num_clients=0, seed=0)
+      BY_LABEL[name](np.arange(9) % 3, num_clients=0, seed=0)
 
   def test_which_examples_is_random(self):
     """An example's place does not decide on its owner."""
     label = np.repeat([0, 1], 20)
-    for name, function in PARTITIONERS.items():
+    for name, function in BY_LABEL.items():
       owners = np.stack(
         [function(label, num_clients=2, seed=s) for s in range(400)]
       )
@@ -420,6 +426,124 @@ class DirichletClientTest(parameterized.TestCase):
       dirichlet_client_partition(
         np.zeros(4, int), num_clients=2, alpha=alpha, seed=0
       )
+
+
+class NaturalSizesTest(absltest.TestCase):
+  def test_sizes_are_those_of_the_natural_clients(self):
+    rng = np.random.default_rng(0)
+    client = np.repeat(['b', 'a', 'c'], [5, 20, 11])
+    label = rng.integers(4, size=len(client))
+    for name, more in (
+      ('dirichlet_client', {}),
+      ('coarse_fine_dirichlet', {'features': {'coarse': label // 2}}),
+    ):
+      owner = PARTITIONERS[name](
+        label, num_clients=3, sizes='natural', client=client, seed=0, **more
+      )
+      np.testing.assert_array_equal(np.bincount(owner), [20, 5, 11])
+
+  def test_bad_input(self):
+    with self.assertRaisesRegex(InvalidInput, 'natural clients'):
+      dirichlet_client_partition(
+        np.arange(4), num_clients=2, sizes='natural', seed=0
+      )
+    with self.assertRaisesRegex(InvalidInput, 'num_clients=2, as many'):
+      dirichlet_client_partition(
+        np.arange(4),
+        num_clients=3,
+        sizes='natural',
+        client=np.array([0, 0, 1, 1]),
+        seed=0,
+      )
+
+
+class RotationTest(absltest.TestCase):
+  def test_as_serving_clients_in_rotation(self):
+    """As a plain loop in which clients draw one example after another."""
+    num_clients, alpha = 20, 0.3
+    label = np.repeat(np.arange(5), 80)
+
+    def rotation(seed):
+      rng = np.random.default_rng(seed)
+      pool = np.bincount(label).astype(float)
+      mixes = rng.dirichlet(alpha * pool / pool.sum(), num_clients)
+      counts = np.zeros((num_clients, 5), int)
+      for _ in range(len(label) // num_clients):
+        for c in rng.permutation(num_clients):
+          left = mixes[c] * (pool > 0)
+          left = left if left.sum() > 0 else pool
+          y = rng.choice(5, p=left / left.sum())
+          pool[y] -= 1
+          counts[c, y] += 1
+      return counts
+
+    def ours(seed):
+      owner = dirichlet_client_partition(
+        label, num_clients=num_clients, alpha=alpha, seed=seed
+      )
+      return class_counts(label, owner, num_clients=num_clients, num_classes=5)
+
+    def spread(counts):
+      return (counts / counts.sum(1, keepdims=True)).std(0).mean()
+
+    a, b = (
+      np.array([spread(f(seed)) for seed in range(40)])
+      for f in (rotation, ours)
+    )
+    error = np.hypot(a.std(), b.std()) / np.sqrt(40)
+    self.assertLess(abs(a.mean() - b.mean()), 3 * error)
+
+
+class CoarseFineTest(absltest.TestCase):
+  def shares(self, coarse_alpha, fine_alpha):
+    """Shares [C, Y] of 6 classes, 2 to each of 3 superclasses."""
+    label = np.repeat(np.arange(6), 4000)
+    owner = coarse_fine_dirichlet_partition(
+      label,
+      num_clients=60,
+      coarse_alpha=coarse_alpha,
+      fine_alpha=fine_alpha,
+      features={'coarse': label // 2},
+      seed=0,
+    )
+    counts = class_counts(label, owner, num_clients=60, num_classes=6)
+    np.testing.assert_array_equal(counts.sum(1), 400)
+    return counts / counts.sum(1, keepdims=True)
+
+  def test_skewed_superclasses_with_even_classes(self):
+    shares = self.shares(1.0, 1e5).reshape(60, 3, 2)
+    coarse = shares.sum(2)
+    self.assertGreater(coarse.std(0).mean(), 0.15)
+    large = coarse > 0.2
+    within = shares[large] / shares[large].sum(1, keepdims=True)
+    self.assertLess(np.abs(within - 0.5).mean(), 0.06)
+
+  def test_even_superclasses_with_skewed_classes(self):
+    shares = self.shares(1e5, 1.0).reshape(60, 3, 2)
+    self.assertLess(np.abs(shares.sum(2) - 1 / 3).mean(), 0.04)
+    within = shares / shares.sum(2, keepdims=True)
+    self.assertGreater(within.std(), 0.2)
+
+  def test_bad_input(self):
+    call = lambda features, **more: coarse_fine_dirichlet_partition(
+      np.arange(4) % 2, num_clients=2, features=features, seed=0, **more
+    )
+    with self.assertRaisesRegex(InvalidInput, "'coarse'"):
+      call({'x': np.zeros(4)})
+    with self.assertRaisesRegex(InvalidInput, 'one superclass'):
+      call({'coarse': np.arange(4)})
+    with self.assertRaisesRegex(InvalidInput, 'fine_alpha=0'):
+      call({'coarse': np.zeros(4, int)}, fine_alpha=0)
+
+
+class MixesTest(absltest.TestCase):
+  def test_spread_of_one_probability(self):
+    """Oracle G12: Dirichlet(100 * uniform) over ten classes."""
+    logs = partition._log_gammas(
+      np.random.default_rng(0), np.full(10, 10.0), (40_000, 10)
+    )
+    deviation = partition._softmax(logs)[:, 0].std()
+    self.assertAlmostEqual(deviation, 0.0298511, delta=3e-4)
 
 
 class ShardsTest(parameterized.TestCase):

@@ -1,0 +1,68 @@
+"""What the binaries of all experiments do, in one order.
+
+Everything is checked before anything is compiled: flags, then files, then
+shapes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fedjax_ext.core import FederatedAlgorithm, Layout
+from fedjax_ext.data import FederatedDataset, fingerprint, fingerprint_splits
+from fedjax_ext.training import app
+from fedjax_ext.training import flags as shared
+from fedjax_ext.training.loop import Result, train
+from fedjax_ext.training.manifest import make_manifest
+
+
+def dataset_from_flags() -> tuple[FederatedDataset, str]:
+  """The dataset that the flags describe, and its fingerprint."""
+  columns = shared.columns_from_flags()
+  dataset = shared.dataset_from_flags(columns)
+  return dataset, f'{fingerprint(columns)} {fingerprint_splits(dataset)}'
+
+
+def run_experiment(
+  module: str,
+  *,
+  make_algorithm: Callable[[FederatedDataset, Layout], FederatedAlgorithm],
+  make_dataset: Callable[[], tuple[FederatedDataset, str]] = dataset_from_flags,
+  named: Mapping[str, Mapping[str, Callable]],
+  said: Mapping[str, str],
+  metrics: Sequence[str] = ('accuracy',),
+  shown: str = 'accuracy',
+) -> Result:
+  """Checks everything, trains or resumes, prints the result.
+
+  Args:
+    module: `__name__` of the binary.
+    make_algorithm: builds what runs, by the binary's own flags.
+    make_dataset: builds what it runs on, with its fingerprint.
+    named: {flag: functions known by name}, for `flags.flag_values`.
+    said: see `app.print_result`, as is `metrics`.
+    metrics: to print.
+    shown: the metric of progress lines and of bands.png.
+  """
+  workdir = shared.workdir_from_flags()
+  schedule = shared.schedule_from_flags()
+  seeds = shared.seeds_from_flags()
+  dataset, data_digest = make_dataset()
+  sampler = shared.sampler_from_flags(dataset)
+  layout = shared.layout_from_flags()
+  algorithm = make_algorithm(dataset, layout)
+  result = train(
+    algorithm,
+    dataset,
+    sampler=sampler,
+    seeds=seeds,
+    schedule=schedule,
+    layout=layout,
+    workdir=workdir,
+    manifest=make_manifest(
+      flags=shared.flag_values(module, named),
+      data=data_digest,
+      layout=layout.describe(),
+    ),
+    shown=shown,
+  )
+  app.print_result(result, said, workdir=workdir, metrics=metrics)
+  return result
