@@ -8,6 +8,7 @@ docs/partitions.md.
 """
 
 import argparse
+import inspect
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -25,19 +26,21 @@ from fedjax_ext.training.plots import plot_partition
 
 NUM_CLIENTS = 20
 SHOWN_CLASS = 7  # A digit that one can tell from itself turned.
-SETTINGS: Mapping[str, Mapping[str, float]] = {
+SETTINGS: Mapping[str, Mapping[str, float | str]] = {
   'iid': {},
   'dirichlet': {'alpha': 0.3},
   'dirichlet_client': {'alpha': 0.3},
   'shards': {'shards_per_client': 2},
   'quantity': {'alpha': 1.0},
   'classes': {'classes_per_client': 3},
+  'coarse_fine_dirichlet': {'coarse_alpha': 1, 'fine_alpha': 10},
+  'semantic': {'components': 8, 'covariance': 'diag'},
   'rotate': {'num_groups': 4},
   'noise': {'level': 0.8},
 }
 
 
-def flag(kind: str, name: str, settings: Mapping[str, float]) -> str:
+def flag(kind: str, name: str, settings: Mapping[str, float | str]) -> str:
   """The command-line flag that asks for a partition or a skew."""
   text = ','.join(f'{key}={value}' for key, value in settings.items())
   return f'--data_{kind}={name}' + (f':{text}' if text else '')
@@ -51,7 +54,13 @@ def draw(folder: pathlib.Path, name: str) -> bool:
   if name in PARTITIONERS:
     own = {'num_clients': NUM_CLIENTS, **settings}
     title, images = flag('partition', name, own), None
-    owner = PARTITIONERS[name](label, seed=0, **own)
+    # Superclasses of neighbouring digits: 0 and 1, 2 and 3, ...
+    given = {'features': {'image': image, 'coarse': label // 2}}
+    takes = inspect.signature(PARTITIONERS[name]).parameters
+    more = given if 'features' in takes else {}
+    owner = PARTITIONERS[name](label, seed=0, **own, **more)
+    if name == 'semantic':
+      images = _one_of_each(image, label, owner)
   else:
     title = flag('partition', 'iid', {'num_clients': NUM_CLIENTS})
     title += ' ' + flag('skew', name, settings)
@@ -59,9 +68,7 @@ def draw(folder: pathlib.Path, name: str) -> bool:
     skewed = SKEWS[name](
       image, owner, num_clients=NUM_CLIENTS, seed=0, **settings
     )
-    rows = np.flatnonzero(label == SHOWN_CLASS)
-    _, first = np.unique(owner[rows], return_index=True)  # one of each client
-    images = np.clip(skewed[rows[first]], 0, 1)
+    images = np.clip(_one_of_each(skewed, label, owner), 0, 1)
   counts = class_counts(
     label,
     owner,
@@ -73,6 +80,15 @@ def draw(folder: pathlib.Path, name: str) -> bool:
   if drawn:
     _shrink(path)
   return drawn
+
+
+def _one_of_each(
+  image: np.ndarray, label: np.ndarray, owner: np.ndarray
+) -> np.ndarray:
+  """The first image of SHOWN_CLASS of each client that has one, [I, H, W]."""
+  rows = np.flatnonzero(label == SHOWN_CLASS)
+  _, first = np.unique(owner[rows], return_index=True)
+  return image[rows[first]]
 
 
 def _shrink(path: pathlib.Path) -> None:

@@ -23,9 +23,10 @@ NAMED = {
   'server_data': data.SERVER_DATA,
   'data_partition': data.PARTITIONERS,
   'data_skew': data.SKEWS,
+  'eval': data.THREE_WAY,
   'model': {**MODELS, 'dual_encoder': dual_encoder},
 }
-GIVEN = (*shared.GIVEN, *shared.GIVEN_MODEL)
+GIVEN = (*shared.GIVEN, *shared.GIVEN_MODEL, *shared.GIVEN_PARTITION)
 
 
 def mistake(name: str, value: str) -> str:
