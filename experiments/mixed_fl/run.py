@@ -35,8 +35,10 @@ from fedjax_ext.models.dual_encoder import TABLE
 from fedjax_ext.training import (
   app,
   calls,
+  data_flags,
   processes,
   retrieval_flags,
+  seed_flags,
   task_flags,
 )
 from fedjax_ext.training import flags as shared
@@ -115,8 +117,8 @@ NAMED = {
 
 def make_dataset() -> tuple[data.FederatedDataset, int | None, str]:
   """The data, the server's client number (None without data), a digest."""
-  columns = shared.columns_from_flags()
-  dataset = shared.dataset_from_flags(columns)
+  columns = data_flags.columns_from_flags()
+  dataset = data_flags.dataset_from_flags(columns)
   digest = data.fingerprint(columns)
   validate.at_least('server_spreadout', FLAGS.server_spreadout, 0)
   if FLAGS.server_spreadout:
@@ -127,12 +129,12 @@ def make_dataset() -> tuple[data.FederatedDataset, int | None, str]:
     )
     return dataset, None, f'{digest} {data.fingerprint_splits(dataset)}'
   if FLAGS.server_data_source:
-    other = shared.columns_from_flags('server_data_source')
+    other = data_flags.columns_from_flags('server_data_source')
     dataset, server = data.add_server_data(
       dataset,
       other,
       test_fraction=FLAGS.server_test_fraction,
-      seed=shared.role_seed('data'),
+      seed=seed_flags.role_seed('data'),
     )
     digest = f'{digest} {data.fingerprint(other)}'
   else:
@@ -145,7 +147,7 @@ def make_dataset() -> tuple[data.FederatedDataset, int | None, str]:
       'server_data', text, function, settings, GIVEN_SELECTION
     )
     if calls.takes(function, 'seed'):
-      settings['seed'] = shared.role_seed('data')
+      settings['seed'] = seed_flags.role_seed('data')
     dataset, server = data.split_off_server(
       dataset, function(dataset, **settings)
     )
@@ -325,7 +327,7 @@ def main() -> None:
   """Checks everything, trains or resumes, prints the result."""
   workdir = shared.workdir_from_flags()
   schedule = shared.schedule_from_flags()
-  seeds = shared.seeds_from_flags()
+  seeds = seed_flags.seeds_from_flags()
   dataset, client, data_digest = make_dataset()
   sampler = shared.sampler_from_flags(dataset)
   layout = shared.layout_from_flags()

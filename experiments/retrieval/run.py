@@ -20,7 +20,12 @@ from fedjax_ext.data import (
   pool_clients,
   shuffle_across_clients,
 )
-from fedjax_ext.training import app, retrieval_flags
+from fedjax_ext.training import (
+  app,
+  data_flags,
+  retrieval_flags,
+  seed_flags,
+)
 from fedjax_ext.training import flags as shared
 from fedjax_ext.training.experiment import run_experiment
 
@@ -50,14 +55,14 @@ METRICS = ('recall_at_1', 'recall_at_5', 'recall_at_10', 'mrr')
 
 def make_dataset() -> tuple[FederatedDataset, str]:
   """Reads the data under the chosen control; with its fingerprint."""
-  columns = shared.columns_from_flags()
-  dataset = shared.dataset_from_flags(columns)
+  columns = data_flags.columns_from_flags()
+  dataset = data_flags.dataset_from_flags(columns)
   pooled = FLAGS.algorithm == 'centralised'
   if FLAGS.client_max_examples and (FLAGS.shuffle_across_users or pooled):
     # The controls see the examples that clients train on, and no others.
     dataset = first_examples(dataset, max_examples=FLAGS.client_max_examples)
   if FLAGS.shuffle_across_users:
-    dataset = shuffle_across_clients(dataset, seed=shared.role_seed('data'))
+    dataset = shuffle_across_clients(dataset, seed=seed_flags.role_seed('data'))
   if pooled:
     dataset = pool_clients(dataset)
   return dataset, f'{fingerprint(columns)} {fingerprint_splits(dataset)}'

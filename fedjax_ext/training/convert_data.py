@@ -10,7 +10,7 @@ from absl import flags
 
 from fedjax_ext.core import validate
 from fedjax_ext.data import write_columns
-from fedjax_ext.training import app
+from fedjax_ext.training import app, data_flags
 from fedjax_ext.training import flags as shared
 
 FLAGS = flags.FLAGS
@@ -21,7 +21,7 @@ flags.adopt_module_key_flags(shared)
 def main() -> None:
   """Reads --data_source and writes --out."""
   validate.check(FLAGS.out, 'Expected --out=FOLDER, got none.')
-  columns = shared.columns_from_flags()
+  columns = data_flags.columns_from_flags()
   folder = write_columns(columns, FLAGS.out)
   rows = len(next(iter(columns.features.values())))
   print(f'{rows} rows of {sorted(columns.features)} in {folder}')

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fedjax_ext.core import FederatedAlgorithm, Layout
 from fedjax_ext.data import FederatedDataset, fingerprint, fingerprint_splits
-from fedjax_ext.training import app
+from fedjax_ext.training import app, data_flags, seed_flags
 from fedjax_ext.training import flags as shared
 from fedjax_ext.training.loop import Result, train
 from fedjax_ext.training.manifest import make_manifest
@@ -16,8 +16,8 @@ from fedjax_ext.training.manifest import make_manifest
 
 def dataset_from_flags() -> tuple[FederatedDataset, str]:
   """The dataset that the flags describe, and its fingerprint."""
-  columns = shared.columns_from_flags()
-  dataset = shared.dataset_from_flags(columns)
+  columns = data_flags.columns_from_flags()
+  dataset = data_flags.dataset_from_flags(columns)
   return dataset, f'{fingerprint(columns)} {fingerprint_splits(dataset)}'
 
 
@@ -44,7 +44,7 @@ def run_experiment(
   """
   workdir = shared.workdir_from_flags()
   schedule = shared.schedule_from_flags()
-  seeds = shared.seeds_from_flags()
+  seeds = seed_flags.seeds_from_flags()
   dataset, data_digest = make_dataset()
   sampler = shared.sampler_from_flags(dataset)
   layout = shared.layout_from_flags()

@@ -14,7 +14,7 @@ from absl import flags
 
 from fedjax_ext import core, data
 from fedjax_ext.models import MODELS, dual_encoder
-from fedjax_ext.training import calls
+from fedjax_ext.training import calls, data_flags
 from fedjax_ext.training import flags as shared
 
 NAMED = {
@@ -26,7 +26,7 @@ NAMED = {
   'eval': data.THREE_WAY,
   'model': {**MODELS, 'dual_encoder': dual_encoder},
 }
-GIVEN = (*shared.GIVEN, *shared.GIVEN_MODEL, *shared.GIVEN_PARTITION)
+GIVEN = (*data_flags.GIVEN, *shared.GIVEN_MODEL, *data_flags.GIVEN_PARTITION)
 
 
 def mistake(name: str, value: str) -> str:
