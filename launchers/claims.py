@@ -10,6 +10,7 @@ from launchers import results as results_lib
 from launchers import spec as spec_lib
 
 _CONFIDENCE = 0.95
+Outcome = Literal['holds', 'fails', 'undecided', 'not contradicted']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Verdict:
   dataset: str
   differences: tuple[tuple[int, float], ...]
   interval: Interval | None
-  outcome: Literal['holds', 'fails', 'undecided']
+  outcome: Outcome
   reason: str = ''
 
 
@@ -64,7 +65,7 @@ def t_interval(differences: Sequence[float]) -> Interval:
 
 def outcome(
   interval: Interval, *, margin: float, kind: str = 'better'
-) -> Literal['holds', 'fails', 'undecided']:
+) -> Outcome:
   """Applies the rule of verdicts to one interval.
 
   Args:
@@ -76,13 +77,19 @@ def outcome(
     Of 'better': 'holds' where the interval lies wholly above 0; 'fails' where
     it lies wholly below 0, or contains 0 and lies inside +-margin. Of 'equal':
     'holds' where it lies inside +-margin, 'fails' where it lies wholly outside.
-    Else 'undecided'. Of 'zero', no effect that could be told from 0: 'holds'
-    where the interval contains 0 or the mean lies inside +-margin, else
-    'fails'.
+    Else 'undecided'. Of 'zero', no effect: 'holds' where the interval lies
+    inside +-margin, 'not contradicted' where it contains 0 or the mean lies
+    inside +-margin (a wide interval contradicts nothing), else 'fails'.
   """
   if kind == 'zero':
+    if -margin <= interval.low and interval.high <= margin:
+      return 'holds'
     near = abs(interval.mean) <= margin
-    return 'holds' if near or interval.low <= 0 <= interval.high else 'fails'
+    return (
+      'not contradicted'
+      if near or interval.low <= 0 <= interval.high
+      else 'fails'
+    )
   if kind == 'equal':
     if -margin <= interval.low and interval.high <= margin:
       return 'holds'
@@ -124,7 +131,7 @@ def judge(
     for result in results
     if result.cell.dataset == dataset
   }
-  sign = scale if direction == 'higher' else -scale
+  sign = -scale if direction == 'lower' else scale
   rows = [row for row in (claim.better, claim.worse) if row]
   differences, missing = [], []
   for seed in dict.fromkeys(seed for _, seed in figures):
@@ -182,15 +189,19 @@ class SlopeVerdict:
 
   Attributes:
     slope: what is claimed.
+    columns: those that every seed has.
     values: (seed, slope) pairs in shown points for each 1 / x.
     interval: their interval, or None with fewer than two of them.
     outcome: what follows.
+    reason: why it is undecided, where the interval does not say it.
   """
 
   slope: spec_lib.Slope
+  columns: tuple[str, ...]
   values: tuple[tuple[int, float], ...]
   interval: Interval | None
-  outcome: Literal['holds', 'fails', 'undecided']
+  outcome: Outcome
+  reason: str = ''
 
 
 def judge_slope(
@@ -206,25 +217,42 @@ def judge_slope(
     results: every result of it.
 
   Returns:
-    The verdict over the seeds that have two columns or more.
+    The verdict over the columns that all seeds have; a cell without a figure
+    leaves it undecided.
   """
   places = {d.name: d.x for d in spec.datasets if d.name in slope.datasets}
   points: dict[int, list[tuple[float, float]]] = {}
+  missing, columns = [], {}
   for result in results:
     cell = result.cell
-    figure = results_lib.measure(result, spec.metric)
     x = places.get(cell.dataset)
-    if cell.row == slope.row and x and figure.value is not None:
-      points.setdefault(cell.seed, []).append((1 / x, figure.value))
-  values = [
-    (seed, spec.scale * statistics.linear_regression(*zip(*p)).slope)  # noqa: B905
-    for seed, p in points.items()
-    if len({x for x, _ in p}) > 1
-  ]
+    if cell.row != slope.row or not x:
+      continue
+    columns.setdefault(cell.seed, set()).add(cell.dataset)
+    figure = results_lib.measure(result, spec.metric)
+    if figure.value is None:
+      missing.append(f'{cell.dataset}, seed {cell.seed}: {figure.status}')
+    else:
+      point = (1 / x, figure.value, cell.dataset)
+      points.setdefault(cell.seed, []).append(point)
+  # The columns that all seeds have: others would weigh some seeds differently.
+  shared = set.intersection(*columns.values()) if columns else set()
+  values = []
+  for seed, all_points in points.items():
+    own = [(x, y) for x, y, column in all_points if column in shared]
+    if len({x for x, _ in own}) > 1:
+      xs, ys = zip(*own, strict=True)
+      fit = statistics.linear_regression(xs, ys)
+      values.append((seed, spec.scale * fit.slope))
+  names = tuple(d.name for d in spec.datasets if d.name in shared)
+  verdict = SlopeVerdict(slope, names, tuple(values), None, 'undecided')
+  if missing:
+    return dataclasses.replace(verdict, reason='; '.join(missing))
   if len(values) < 2:
-    return SlopeVerdict(slope, tuple(values), None, 'undecided')
+    reason = 'fewer than two seeds with two columns'
+    return dataclasses.replace(verdict, reason=reason)
   interval = t_interval([value for _, value in values])
   sign = 1 if slope.sign == 'positive' else -1
   low, high = sorted((sign * interval.low, sign * interval.high))
   said = 'holds' if low > 0 else 'fails' if high < 0 else 'undecided'
-  return SlopeVerdict(slope, tuple(values), interval, said)
+  return dataclasses.replace(verdict, interval=interval, outcome=said)

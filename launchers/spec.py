@@ -5,7 +5,8 @@ The format, with every key (those marked optional may be left out):
     title = 'Federated averaging and its baselines'
     paper = 'Authors, year, title, link'
     metric = 'test/accuracy/pooled'   # a key of final.json's metrics
-    direction = 'higher'              # optional: 'higher' (default) or 'lower'
+    direction = 'higher'              # optional: or 'lower'; 'neither' of a
+                                      # figure of which no side is better
     scale = 100.0                     # optional: shown = scale * measured
     also = ['test/loss/pooled']       # optional: more metrics, shown beside
     x_label = 'clients'               # optional: what x of a data set is
@@ -71,7 +72,7 @@ from typing import Any
 from launchers import fields
 
 PRESETS = ('smoke', 'small', 'paper')
-DIRECTIONS = ('higher', 'lower')
+DIRECTIONS = ('higher', 'lower', 'neither')
 _OWN_FLAGS = ('seed', 'workdir')  # The launcher sets these for each cell.
 
 
@@ -272,9 +273,12 @@ def parse_table(text: str, *, file: str) -> TableSpec:
     for name, value in top.get('presets', fields.dict_of(PRESETS)).items()
   }
   for dataset in datasets:
-    for name in dataset.presets:
-      if name not in presets:
-        top.fail('datasets', f'{dataset.name!r} has flags for no preset {name}')
+    for kind, of in (('flags', dataset.presets), ('seeds', dataset.seeds)):
+      for name in of:
+        if name not in presets:
+          top.fail(
+            'datasets', f'{dataset.name!r} has {kind} for no preset {name}'
+          )
   spec = TableSpec(
     title=top.get('title', fields.text),
     paper=top.get('paper', fields.text),
@@ -369,6 +373,8 @@ def _row(section: fields.Section, columns: Sequence[str]) -> Row:
   for name in grid:
     if not re.fullmatch(r'[A-Za-z_]\w*', name) or name in _OWN_FLAGS:
       tune.fail(name, 'expected the name of a flag, without dashes')
+  if 'tune_on' in section.data and not grid:
+    section.fail('tune_on', 'the row has nothing to tune')
   return Row(
     name=section.get('name', fields.text),
     flags=section.get('flags', _flags, ()),
@@ -383,6 +389,8 @@ def _row(section: fields.Section, columns: Sequence[str]) -> Row:
 
 def _dataset(section: fields.Section) -> Dataset:
   extra = section.get('presets', fields.dict_of(PRESETS), {})
+  own = section.get('seeds', fields.dict_of(PRESETS), {})
+  seeds = fields.Section(section.file, f'{section.where}.seeds', own, PRESETS)
   where = f'{section.where}.presets'
   presets = fields.Section(section.file, where, extra, PRESETS)
   return Dataset(
@@ -390,12 +398,7 @@ def _dataset(section: fields.Section) -> Dataset:
     flagfile=section.get('flagfile', fields.text),
     flags=section.get('flags', _flags, ()),
     presets={name: presets.get(name, _flags) for name in extra},
-    seeds={
-      name: fields.list_of(fields.whole)(value)
-      for name, value in section.get(
-        'seeds', fields.dict_of(PRESETS), {}
-      ).items()
-    },
+    seeds={name: seeds.get(name, fields.list_of(fields.whole)) for name in own},
     x=section.get('x', fields.positive, None),
   )
 
@@ -409,13 +412,15 @@ def _tuning(
       top.fail('tuning', f'missing key; row {tuned[0]!r} has `tune`')
     return None
   section = fields.Section.of(top, 'tuning', top.data['tuning'], Tuning)
+  # A table without a better side has to say which one its tuning has.
+  default = () if direction == 'neither' else (direction,)
   metric = section.get('metric', fields.text)
   if not metric.startswith('validation/'):
     section.fail('metric', f'expected validation/..., got {metric!r}')
   return Tuning(
     seed=section.get('seed', fields.whole),
     metric=metric,
-    direction=section.get('direction', fields.one_of(DIRECTIONS), direction),
+    direction=section.get('direction', fields.one_of(DIRECTIONS[:2]), *default),
     flags=section.get('flags', _flags, ()),
   )
 

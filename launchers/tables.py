@@ -58,7 +58,8 @@ def markdown(report: Report) -> str:
     *_also_section(report),
     f'Mean ± standard deviation over n seeds of `{spec.metric}`'
     + _unit(spec)
-    + f'; {spec.direction} is better. "Published" is the paper\'s own number '
+    + _better(spec)
+    + '. "Published" is the paper\'s own number '
     'with its place; "not found" where no source was read.',
     '## Cells',
     _cells_table(groups),
@@ -125,7 +126,7 @@ def _csv_line(report: Report, result: results_lib.Result) -> dict[str, Any]:
     'published': source.value if source else 'not found',
     'published_source': source.source if source else None,
     'rounds': final and final.round,
-    'clients': final and final.clients,
+    'clients': final and _clients(final),
     'examples': final and final.examples,
     'examples_processed': final and final.examples_processed,
     'wall_seconds': final and final.wall_seconds,
@@ -195,8 +196,13 @@ def _cells_table(groups: Sequence[summary.Group]) -> str:
         group.dataset,
         f'{len(finals)} of {len(group.results)}',
         *(
-          _range([getattr(final, name) for final in finals])
-          for name in ('clients', 'examples', 'round', 'examples_processed')
+          _range([value(final) for final in finals])
+          for value in (
+            _clients,
+            lambda final: final.examples,
+            lambda final: final.round,
+            lambda final: final.examples_processed,
+          )
         ),
         wall,
       ]
@@ -212,6 +218,14 @@ def _cells_table(groups: Sequence[summary.Group]) -> str:
     'mean wall time',
   ]
   return _table(header, lines)
+
+
+def _clients(final: results_lib.Final) -> int | None:
+  """Clients that took part; pooled ones are counted as they were before."""
+  trained = final.metrics.get('train/clients')
+  if final.clients is None or not isinstance(trained, int):
+    return final.clients
+  return max(final.clients, trained)
 
 
 def _tuning_section(report: Report) -> list[str]:
@@ -266,7 +280,8 @@ def _claims_section(report: Report) -> list[str]:
     )
   if not lines:
     return ['No claim is about the data sets of this preset.']
-  sign = '' if report.spec.direction == 'higher' else ' with the sign turned'
+  sign = ' with the sign turned' if report.spec.direction == 'lower' else ''
+  side = 'more' if report.spec.direction == 'neither' else 'better'
   header = [
     'claim',
     'data set',
@@ -277,13 +292,14 @@ def _claims_section(report: Report) -> list[str]:
   ]
   return [
     _table(header, lines),
-    f'Differences are paired by seed{sign}, so that positive means better. A '
+    f'Differences are paired by seed{sign}, so that positive means {side}. A '
     'claim holds when the interval lies wholly above 0; it fails when the '
     'interval lies wholly below 0, or contains 0 and lies inside the margin; '
     'else it is undecided. A claim of equality (=) holds when the interval '
     'lies inside the margin and fails when it lies wholly outside. A claim of '
-    'no effect (~ 0) holds when the interval contains 0 or the mean lies '
-    'inside the margin, else it fails.',
+    'no effect (~ 0) holds when the interval lies inside the margin, is not '
+    'contradicted when it contains 0 or the mean lies inside the margin, else '
+    'it fails.',
   ]
 
 
@@ -309,8 +325,10 @@ def _slopes_section(report: Report) -> list[str]:
         f'{interval.mean:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]'
         if interval
         else 'n/a',
+        ', '.join(verdict.columns),
         slope.sign,
-        f'**{verdict.outcome}**',
+        f'**{verdict.outcome}**'
+        + (f' ({verdict.reason})' if verdict.reason else ''),
       ]
     )
   header = [
@@ -318,13 +336,14 @@ def _slopes_section(report: Report) -> list[str]:
     'method',
     'slope by seed',
     'mean [95 % t-interval]',
+    'columns',
     'claimed',
     'verdict',
   ]
   return [
     _table(header, lines),
-    'Least squares of the figure against 1 / x over the columns that a seed '
-    'has, where x is the number in a column; in shown points for each 1 / x.',
+    'Least squares of the figure against 1 / x over the columns that all seeds '
+    'have, where x is the number in a column; in shown points for each 1 / x.',
   ]
 
 
@@ -406,7 +425,7 @@ def _limits_section(report: Report) -> list[str]:
       limit.row,
       dataset,
       _bound(limit),
-      ', '.join(f'{v:.{decimals}f}' for v in values) or 'none',
+      _by_seed(limit, values, decimals),
       limit.source,
       f'**{"kept" if kept else "broken"}**',
     ]
@@ -416,6 +435,18 @@ def _limits_section(report: Report) -> list[str]:
     return ['No limit is judged at this scale.']
   header = ['method', 'data set', 'limit', 'by seed', 'source', 'verdict']
   return [_table(header, lines)]
+
+
+def _by_seed(
+  limit: spec_lib.Limit, values: Sequence[float], decimals: int
+) -> str:
+  """Figures by seed, and their mean where that is judged."""
+  if not values:
+    return 'none'
+  said = ', '.join(f'{v:.{decimals}f}' for v in values)
+  if limit.of == 'mean':
+    said += f'; mean {sum(values) / len(values):.{decimals}f}'
+  return said
 
 
 def broken_limits(report: Report) -> list[str]:
@@ -507,6 +538,13 @@ def _range(values: Sequence[int | None]) -> str:
     return 'not recorded'
   low, high = min(known), max(known)
   return f'{low:,}' if low == high else f'{low:,} to {high:,}'
+
+
+def _better(spec: spec_lib.TableSpec) -> str:
+  """Which side is better, for a sentence."""
+  if spec.direction == 'neither':
+    return ''
+  return f'; {spec.direction} is better'
 
 
 def _unit(spec: spec_lib.TableSpec) -> str:

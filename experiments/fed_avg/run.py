@@ -6,6 +6,7 @@
 See README.md beside this file for the papers, the flag files and results.
 """
 
+import numpy as np
 from absl import flags
 
 from fedjax_ext.algorithms import (
@@ -16,6 +17,7 @@ from fedjax_ext.algorithms import (
   with_fine_tuning,
 )
 from fedjax_ext.core import FederatedAlgorithm, Layout, validate
+from fedjax_ext.core.plans import rows_of
 from fedjax_ext.data import FederatedDataset
 from fedjax_ext.losses import Task
 from fedjax_ext.training import app, task_flags
@@ -113,10 +115,18 @@ def check_personal_parts(dataset: FederatedDataset) -> None:
     '--data_test_owner=clients, or a natural partition with both.',
   )
   held_out = dataset.parts.get('unparticipating')
+  if held_out is None:
+    return
+  scored, tuned = (
+    rows_of(dataset.splits[split], held_out.clients)[0]
+    for split in (held_out.split, 'train')
+  )
   validate.check(
-    held_out is None or held_out.split != 'train',
+    not np.isin(scored, tuned).any(),
     f'Expected test or validation rows of held-out clients, for '
-    f'algorithm={FLAGS.algorithm}; use --data_validation_fraction.',
+    f'algorithm={FLAGS.algorithm}, which tunes on their train rows; use '
+    '--data_validation_fraction, or --eval=three_way without '
+    'all_unparticipating.',
   )
 
 

@@ -328,9 +328,9 @@ def main() -> None:
   workdir = shared.workdir_from_flags()
   schedule = shared.schedule_from_flags()
   seeds = seed_flags.seeds_from_flags()
+  layout = shared.layout_from_flags()
   dataset, client, data_digest = make_dataset()
   sampler = shared.sampler_from_flags(dataset)
-  layout = shared.layout_from_flags()
   task = make_task(dataset)
   algorithm = make_algorithm(dataset, task, client, layout)
   said = {}

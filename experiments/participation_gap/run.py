@@ -22,7 +22,8 @@ flags.DEFINE_enum(
   'fed_avg',
   ['fed_avg', 'centralised'],
   'How the participating clients train; centralised pools their train '
-  'examples, a round being --client_epochs over all of them.',
+  'examples, a round being --client_epochs over all of them (--cohort_size is '
+  '1 then).',
 )
 flags.adopt_module_key_flags(shared)
 flags.adopt_module_key_flags(task_flags)
@@ -35,7 +36,6 @@ def make_dataset() -> tuple[FederatedDataset, str]:
   dataset, digest = dataset_from_flags()
   if FLAGS.algorithm == 'centralised':
     dataset = pool_clients(dataset)
-    FLAGS.cohort_size = 1
   return dataset, digest
 
 
@@ -61,6 +61,8 @@ def make_algorithm(
 
 def main() -> None:
   """Checks everything, trains or resumes, prints the result."""
+  if FLAGS.algorithm == 'centralised':
+    FLAGS.cohort_size = 1  # the one client that has everything
   run_experiment(
     __name__,
     make_algorithm=make_algorithm,

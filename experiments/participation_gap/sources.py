@@ -50,6 +50,12 @@ def cifar10_parts(*, data_dir: str) -> Columns:
   validate.check(
     other.split is not None, 'Expected a split column in cifar10_lt.npz.'
   )
+  for columns in (balanced, other):
+    validate.check(
+      'image' in columns.features,
+      f'Expected an array "image" in {columns.name}.npz, got '
+      f'{sorted(columns.features)}.',
+    )
   test = np.asarray(other.split) == 1
   features = {
     name: np.concatenate([balanced.features[name], other.features[name][test]])

@@ -7,6 +7,7 @@ federated optimization", 2021, https://arxiv.org/abs/2003.00295.
 """
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import optax
 from fedjax_ext.algorithms.local_sgd import local_sgd, uniform_weights
 from fedjax_ext.core import (
   ClientProgram,
+  Cohort,
   FederatedAlgorithm,
   Layout,
   Phase,
@@ -70,6 +72,9 @@ def fed_avg(
   phase: Phase = Phase(),
   weighting: str = 'examples',
   program: ClientProgram | None = None,
+  init_client: Callable[[jax.Array, jax.Array], PyTree] | None = None,
+  inputs: Callable[[Cohort], PyTree] | None = None,
+  predictors: Mapping[str, Predictor] | None = None,
   tables: tuple[SparseTable, ...] = (),
   debug: bool = False,
 ) -> FederatedAlgorithm:
@@ -89,11 +94,18 @@ def fed_avg(
     weighting: w_c is the client's number of 'examples', or 'uniform'.
     program: replaces plain local SGD; takes params as `shared` and returns a
       delta as its update, as FedProx's does.
+    init_client: makes the first state row of a client, for programs that keep
+      some; see `FederatedAlgorithm`.
+    inputs: what the cohort's clients get beside the model, rows [K, ...].
+    predictors: what to evaluate, by name; by default the model, 'global'.
     tables: embedding tables of which a client gets, trains and returns only the
       rows that its examples name; see `core.sparse_rows`.
     debug: run client by client in plain Python.
   """
   validate.one_of('weighting', weighting, ('examples', 'uniform'))
+  validate.check(
+    not (tables and inputs), 'Expected one of tables and inputs, got both.'
+  )
   program = program or local_sgd(task.loss, client_optimizer)
   if weighting == 'uniform':
     program = uniform_weights(program)
@@ -113,8 +125,12 @@ def fed_avg(
   step = jax.jit(functools.partial(server_step, server_optimizer))
 
   def apply(state: ServerState, client_states, cohort):
-    inputs = (cohort.touched('train'), ()) if tables else ()
-    output, _ = run(state.params, cohort, 'train', inputs=inputs)
+    given = (cohort.touched('train'), ()) if tables else ()
+    if inputs is not None:
+      given = inputs(cohort)
+    output, client_states = run(
+      state.params, cohort, 'train', states=client_states, inputs=given
+    )
     state = step(state, mean(output))
     return state, client_states, summarize(output)
 
@@ -122,7 +138,7 @@ def fed_avg(
     init=init,
     apply=apply,
     plans={'train': PlanSpec((phase,), tables)},
-    predictors={
-      'global': Predictor(task.metrics, shared=lambda state: state.params)
-    },
+    predictors=predictors
+    or {'global': Predictor(task.metrics, shared=lambda state: state.params)},
+    init_client=init_client,
   )

@@ -83,6 +83,7 @@ def local_sgd(
   ] = from_server,
   penalty: Callable[[PyTree, PyTree], jax.Array] | None = None,
   end: Callable[[PyTree, Client, LocalState], ClientOutput] = return_delta,
+  uses_context: bool = False,
 ) -> ClientProgram:
   """A client program that takes one optimizer step a batch.
 
@@ -98,10 +99,12 @@ def local_sgd(
     begin: (shared, client, key) -> (model, context).
     penalty: (params, context) -> scalar, added to the loss; not logged.
     end: (shared, client, LocalState) -> ClientOutput.
+    uses_context: the loss is (model, batch, context).
   """
 
   def objective(params, model, context, batch):
-    result = loss(with_params(model, params), batch)
+    more = (context,) if uses_context else ()
+    result = loss(with_params(model, params), batch, *more)
     value, stats = result if isinstance(result, tuple) else (result, ())
     extra = 0 if penalty is None else penalty(params, context)
     return value + extra, (value, stats)

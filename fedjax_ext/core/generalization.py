@@ -29,6 +29,8 @@ TRAIN, VALIDATION, UNPARTICIPATING = THREE_WAY = (
 )
 CONFIDENCE = 0.95
 _BLOCK = 2**22  # Drawn counts in memory at a time.
+_MOST = 2 * 10**8  # Drawn counts in all, beyond 100 samples.
+_LOWER = ('loss', 'perplexity', 'error', 'nll', 'mse', 'rank')
 
 
 class Gap(NamedTuple):
@@ -57,33 +59,48 @@ class Generalization(NamedTuple):
 
 
 def lower_is_better(metric: str) -> bool:
-  """Whether a metric is a loss, by its name."""
-  return metric.rpartition('_')[2] in ('loss', 'perplexity')
+  """Whether less of a metric is better, by the last word of its name."""
+  return metric.rpartition('_')[2] in _LOWER
 
 
 def is_three_way(report: Report) -> bool:
-  """Whether a report has the three parts."""
-  return all(part in report for part in THREE_WAY)
+  """Whether a report has the three parts, about the clients that they say.
+
+  Those of 'validation' have to be among those of 'train', those of
+  'unparticipating' others: a source's own validation clients make no gap.
+  """
+  return not _mistake(report)
 
 
 def check_three_way(report: Report) -> None:
   """Checks that a three-way report says what it claims to.
 
   Raises:
-    InvalidInput: a part is absent, or a client is in both groups.
+    InvalidInput: a part is absent, or clients are in the wrong ones.
   """
+  mistake = _mistake(report)
+  validate.check(not mistake, mistake)
+
+
+def _mistake(report: Report) -> str:
+  """What is wrong with a three-way report, or ''."""
   absent = [part for part in THREE_WAY if part not in report]
-  validate.check(
-    not absent,
-    f'Expected parts {list(THREE_WAY)}, got {sorted(report)}.',
-  )
-  seen = np.union1d(report[TRAIN].clients, report[VALIDATION].clients)
-  both = np.intersect1d(seen, report[UNPARTICIPATING].clients)
-  validate.check(
-    not len(both),
-    'Expected unparticipating clients to be others than the participating '
-    f'ones, got {len(both)} in both, such as {both[:3].tolist()}.',
-  )
+  if absent:
+    return f'Expected parts {list(THREE_WAY)}, got {sorted(report)}.'
+  trained = report[TRAIN].clients
+  others = np.setdiff1d(report[VALIDATION].clients, trained)
+  if len(others):
+    return (
+      'Expected validation examples of clients that train, got '
+      f'{len(others)} others, such as {others[:3].tolist()}.'
+    )
+  both = np.intersect1d(trained, report[UNPARTICIPATING].clients)
+  if len(both):
+    return (
+      'Expected unparticipating clients to be others than the participating '
+      f'ones, got {len(both)} in both, such as {both[:3].tolist()}.'
+    )
+  return ''
 
 
 def generalization_gaps(
@@ -101,7 +118,8 @@ def generalization_gaps(
     out-of-sample gap = F(validation) - F(train)
     participation gap = F(unparticipating) - F(validation)
 
-  and the signs turned for metrics of which more is better. The bootstrap draws
+  and the signs turned for metrics of which more is better: all but those whose
+  name ends in loss, perplexity, error, nll, mse or rank. The bootstrap draws
   clients with replacement, the model staying as it is: participating ones
   together with both of their parts, unparticipating ones apart. It says how the
   gap depends on who was measured, not on who trained; repeat the split over
@@ -112,62 +130,87 @@ def generalization_gaps(
     metric: which.
     weighting: 'pooled', every example (of text: token) alike, or 'mean', every
       client alike.
-    num_samples: R.
+    num_samples: R; fewer, at least 100, beyond 200,000 clients. 0 leaves the
+      intervals NaN.
     seed: seed of the bootstrap.
 
   Returns:
     Values with 95 % percentile intervals; NaN where a part has no figure.
 
   Raises:
-    InvalidInput: a part or the metric is absent, or clients are in both groups.
+    InvalidInput: a part or the metric is absent, or clients are in the wrong
+      parts.
   """
+  return _all_gaps(report, (metric,), weighting, num_samples, seed)[metric]
+
+
+def _all_gaps(
+  report: Report,
+  metrics: Sequence[str],
+  weighting: str,
+  num_samples: int,
+  seed: int,
+) -> dict[str, Generalization]:
+  """The gaps of several metrics, of the same bootstrap samples."""
   validate.one_of('weighting', weighting, ('pooled', 'mean'))
-  validate.at_least('num_samples', num_samples, 1)
+  validate.at_least('num_samples', num_samples, 0)
   check_three_way(report)
-  for part in THREE_WAY:
-    validate.one_of('metric', metric, list(report[part].sums))
-  sign = 1 if lower_is_better(metric) else -1
+  for metric in metrics:
+    for part in THREE_WAY:
+      validate.one_of('metric', metric, list(report[part].sums))
   rng = np.random.default_rng(seed)
-  participating = np.union1d(report[TRAIN].clients, report[VALIDATION].clients)
-  held_out = report[UNPARTICIPATING].clients
-  columns = lambda part, clients: _columns(
-    report[part], metric, weighting, clients
+  participating, held_out = (
+    report[part].clients for part in (TRAIN, UNPARTICIPATING)
   )
-  seen = [columns(TRAIN, participating), columns(VALIDATION, participating)]
-  train, validation = _resampled_means(rng, seen, num_samples)
-  (unparticipating,) = _resampled_means(
-    rng, [columns(UNPARTICIPATING, held_out)], num_samples
+  clients = len(participating) + len(held_out)
+  if clients:
+    num_samples = min(num_samples, max(100, _MOST // clients))
+  columns = lambda part, who: [
+    _columns(report[part], metric, weighting, who) for metric in metrics
+  ]
+  seen = columns(TRAIN, participating) + columns(VALIDATION, participating)
+  both = _resampled_means(rng, seen, num_samples)
+  unseen = _resampled_means(
+    rng, columns(UNPARTICIPATING, held_out), num_samples
   )
-  return Generalization(
-    _gap(sign * (validation - train)),
-    _gap(sign * (unparticipating - validation)),
-  )
+  result = {}
+  for i, metric in enumerate(metrics):
+    sign = 1 if lower_is_better(metric) else -1
+    train, validation = both[i], both[len(metrics) + i]
+    result[metric] = Generalization(
+      _gap(sign * (validation - train)), _gap(sign * (unseen[i] - validation))
+    )
+  return result
 
 
 def gap_metrics(
   report: Report, *, num_samples: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-  """The gaps of every metric, or {} where a part is absent.
+  """The gaps of every metric, or {} where a report is not a three-way one.
 
   Returns:
     {'gap/<metric>/<out_of_sample or participation><statistic>': scalar} with
-    statistics '' (every example alike), '_low' and '_high' (the interval) and
-    '_mean' (every client alike).
+    statistics '' (every example alike), '_mean' (every client alike) and, with
+    num_samples > 0, '_low' and '_high' (the interval of the first).
   """
   if not is_three_way(report):
     return {}
+  metrics = [
+    name
+    for name in report[TRAIN].sums
+    if all(name in report[part].sums for part in THREE_WAY)
+  ]
+  pooled = _all_gaps(report, metrics, 'pooled', num_samples, seed)
+  alike = _all_gaps(report, metrics, 'mean', 0, seed)
   result = {}
-  for metric in report[TRAIN].sums:
-    said = generalization_gaps(
-      report, metric, num_samples=num_samples, seed=seed
-    )
-    alike = generalization_gaps(report, metric, weighting='mean', num_samples=1)
+  for metric in metrics:
     for name in Generalization._fields:
-      key, gap = f'gap/{metric}/{name}', getattr(said, name)
+      key, gap = f'gap/{metric}/{name}', getattr(pooled[metric], name)
       result[key] = gap.value
-      result[f'{key}_low'], result[f'{key}_high'] = gap.low, gap.high
-      result[f'{key}_mean'] = getattr(alike, name).value
-  return {name: value for name, value in result.items() if np.isfinite(value)}
+      if num_samples:
+        result[f'{key}_low'], result[f'{key}_high'] = gap.low, gap.high
+      result[f'{key}_mean'] = getattr(alike[metric], name).value
+  return result
 
 
 def evaluate_generalization(
@@ -202,16 +245,8 @@ def evaluate_generalization(
     f'Expected parts {list(THREE_WAY)}, got {sorted(settings["parts"])}.',
   )
   report = evaluate(predictor, server_state, states, **settings)
-  return report, {
-    metric: generalization_gaps(
-      report,
-      metric,
-      weighting=weighting,
-      num_samples=num_samples,
-      seed=settings.get('seed', 0),
-    )
-    for metric in metrics
-  }
+  seed = settings.get('seed', 0)
+  return report, _all_gaps(report, metrics, weighting, num_samples, seed)
 
 
 def _columns(

@@ -414,6 +414,27 @@ def _shuffles(
   return order.view(np.int64), np.cumsum(work) - work
 
 
+def client_shuffles(
+  seed: int, clients: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
+  """A random order of every client's items.
+
+  It depends on the seed, the client's number and its number of items, and not
+  on which other clients there are.
+
+  Args:
+    seed: a scalar.
+    clients: numbers int64 [K].
+    sizes: items of each, int64 [K].
+
+  Returns:
+    Positions within clients, client after client, int64 [sum of sizes].
+  """
+  sizes = np.asarray(sizes, np.int64)
+  ones = np.ones(len(clients), np.int64)
+  return _shuffles(_mix_all(seed), np.asarray(clients), sizes, ones)[0]
+
+
 class _Packing(NamedTuple):
   """Where K clients run."""
 

@@ -82,6 +82,8 @@ class Columns:
     num_classes: Y.
     client: [M] names of natural clients, `StoredClients`, or None without.
     split: int [M], 0 = train, 1 = test, None without.
+    overlapping: whether a client's rows share content, as the windows of one
+      timeline do, so that a random split within clients would leak.
   """
 
   name: str
@@ -89,6 +91,7 @@ class Columns:
   num_classes: int
   client: np.ndarray | StoredClients | None = None
   split: np.ndarray | None = None
+  overlapping: bool = False
 
   def __post_init__(self):
     if isinstance(self.client, np.ndarray) and self.client.dtype.kind == 'O':
@@ -277,7 +280,14 @@ def _load_converted(path: pathlib.Path, num_classes: int) -> Columns:
       f'Expected num_classes >= {known}, as {path} has, got '
       f'num_classes={num_classes}.',
     )
-    return Columns(made['name'], features, num_classes or known, client, split)
+    return Columns(
+      made['name'],
+      features,
+      num_classes or known,
+      client,
+      split,
+      made.get('overlapping', False),
+    )
   except validate.InvalidInput:
     raise
   except Exception as error:  # zipfile.BadZipFile, zlib.error, KeyError, ...

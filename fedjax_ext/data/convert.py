@@ -143,6 +143,7 @@ def _write_description(
     'client': 'stored' if stored else 'none' if client is None else 'column',
     'segments': list(client.segments) if stored else [],
     'split': columns.split is not None,
+    'overlapping': columns.overlapping,
   }
   path = folder / CONVERTED
   path.write_text(json.dumps(description, indent=1) + '\n')

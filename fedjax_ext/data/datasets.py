@@ -304,6 +304,9 @@ class _Rows(Mapping):
   def __getitem__(self, name: str) -> np.ndarray:
     return np.asarray(self._features[name][self._rows])
 
+  def __contains__(self, name: object) -> bool:  # reads nothing
+    return name in self._features
+
   def __iter__(self) -> Iterator[str]:
     return iter(self._features)
 

@@ -366,7 +366,8 @@ def _histories(
     }
   )
   features = {'context': context, 'label': label}
-  return Columns(name, features, num_items + 1, clients)
+  # Neighbouring contexts share all items but one.
+  return Columns(name, features, num_items + 1, clients, overlapping=True)
 
 
 def _read_npz(path: pathlib.Path, user: str, item: str) -> Ratings:

@@ -20,7 +20,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fedjax_ext.core import validate
-from fedjax_ext.data.embeddings import embed, principal_components
+from fedjax_ext.data.embeddings import (
+  embed,
+  principal_components,
+  scikit_learn,
+)
 
 _LOG = logging.getLogger(__name__)
 _FEW = 10  # Images of a class per client below which clusters mean little.
@@ -94,6 +98,7 @@ def semantic_partition(
     f'Expected a column {feature!r} to embed, got {sorted(features)}.',
   )
   label = np.asarray(label)
+  validate.check(len(label) > 0, 'Expected examples to partition, got none.')
   classes, sizes = np.unique(label, return_counts=True)
   _warn_of_few(classes, sizes, num_clients)
   seeds = np.random.SeedSequence(seed).generate_state(3 + len(classes))
@@ -159,39 +164,56 @@ def fit_clusters(
   Returns:
     The Gaussians, and clusters int64 [N].
   """
-  from sklearn.exceptions import ConvergenceWarning
-  from sklearn.mixture import GaussianMixture
-
   rng = np.random.default_rng(seed)
   x = np.asarray(x, np.float64)
   rows = np.sort(rng.permutation(len(x))[:most])
   count = min(num_clusters, len(rows))
-  mixture = GaussianMixture(
-    count,
-    covariance_type=covariance,
-    reg_covar=regularisation,
-    max_iter=iterations,
-    init_params=start,
-    random_state=seed % 2**32,
-  )
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore', ConvergenceWarning)
-    mixture.fit(x[rows])
-  means, covariances = mixture.means_, mixture.covariances_
+  if count == 1:  # scikit-learn wants two
+    means, covariances = _one_gaussian(x, covariance, regularisation)
+    cluster = np.zeros(len(x), np.int64)
+  else:
+    mixture = scikit_learn('mixture').GaussianMixture(
+      count,
+      covariance_type=covariance,
+      reg_covar=regularisation,
+      max_iter=iterations,
+      init_params=start,
+      random_state=seed % 2**32,
+    )
+    too_few = scikit_learn('exceptions').ConvergenceWarning
+    try:
+      with warnings.catch_warnings():
+        warnings.simplefilter('ignore', too_few)
+        mixture.fit(x[rows])
+    except ValueError as error:
+      raise validate.InvalidInput(
+        f'Expected {count} Gaussians to fit {len(rows)} examples of '
+        f'{x.shape[1]} features; raise regularisation={regularisation}, lower '
+        f'components or use covariance=diag ({str(error).split(".")[0]}).'
+      ) from error
+    means, covariances = mixture.means_, mixture.covariances_
+    cluster = mixture.predict(x).astype(np.int64)
   left = num_clusters - count
   if left:
-    centred = x - x.mean(0)
-    spread = (
-      (centred**2).mean(0)
-      if covariance == 'diag'
-      else centred.T @ centred / len(x)
+    rest = _one_gaussian(x, covariance, regularisation)
+    means, covariances = (
+      np.concatenate([own, np.repeat(one, left, axis=0)])
+      for own, one in zip((means, covariances), rest, strict=True)
     )
-    ridge = np.full(x.shape[1], regularisation)
-    spread = spread + (ridge if covariance == 'diag' else np.diag(ridge))
-    repeat = lambda one: np.broadcast_to(one, (left, *one.shape))
-    means = np.concatenate([means, repeat(x.mean(0))])
-    covariances = np.concatenate([covariances, repeat(spread)])
-  return Gaussians(means, covariances), mixture.predict(x).astype(np.int64)
+  return Gaussians(means, covariances), cluster
+
+
+def _one_gaussian(
+  x: np.ndarray, covariance: str, regularisation: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mean [1, D] and covariance [1, D, D] or variances [1, D] of x [N, D]."""
+  mean = x.mean(0)
+  centred = x - mean
+  if covariance == 'diag':
+    spread = (centred**2).mean(0) + regularisation
+  else:
+    spread = centred.T @ centred / len(x) + regularisation * np.eye(x.shape[1])
+  return mean[None], spread[None]
 
 
 def kl_divergences(a: Gaussians, b: Gaussians) -> np.ndarray:

@@ -10,13 +10,13 @@ federated learning?", 2022, https://arxiv.org/abs/2110.14216.
 Axis letters: C clients, N examples of a view, U units, S strata.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from fedjax_ext.core import Part, validate
-from fedjax_ext.core.plans import ramp
+from fedjax_ext.core.plans import client_shuffles, ramp, rows_of
 from fedjax_ext.data.columns import Columns
 from fedjax_ext.data.datasets import (
   FederatedDataset,
@@ -35,8 +35,8 @@ def three_way(
   partition: Partitioner | None = None,
   num_clients: int = 100,
   skew: Skew | None = None,
-  unparticipating: float = 0.2,
-  train_per_validation: int = 4,
+  unparticipating: float | None = None,
+  train_per_validation: int | None = None,
   participating: float = 1.0,
   participating_clients: int = 0,
   split: Literal['made', 'by_example', 'by_client'] = 'made',
@@ -65,15 +65,17 @@ def three_way(
     partition: as for `make_dataset`; None takes the natural clients.
     num_clients: C of a partition made here.
     skew: as for `make_dataset`.
-    unparticipating: share of clients that never train, u.
-    train_per_validation: train examples for each validation example, r.
+    unparticipating: share of clients that never train, u; by default 0.2.
+    train_per_validation: train examples for each validation example, r; by
+      default 4.
     participating: share of the remaining clients that may train, q.
     participating_clients: how many of them may train, instead of a share; 0
       takes the share. Fewer are a subset of more.
     split: 'made' pools all examples of a client and splits them here;
       'by_example' keeps the source's split within clients, its test examples
       being validation; 'by_client' keeps its split of clients, those with test
-      examples alone being unparticipating.
+      examples alone being unparticipating. These two leave out validation
+      examples that the source has apart.
     all_unparticipating: score unparticipating clients on all of their examples:
       less noise in means, but slices that are larger.
     max_examples: of a client in each part, a random choice; 0 takes all.
@@ -91,7 +93,10 @@ def three_way(
   Raises:
     InvalidInput: a number or a column cannot be met.
   """
-  check_fraction('unparticipating', unparticipating)
+  _check_settings(split, unparticipating, train_per_validation, stratify_column)
+  share = 0.2 if unparticipating is None else unparticipating
+  ratio = 4 if train_per_validation is None else train_per_validation
+  check_fraction('unparticipating', share)
   validate.check(
     0 < participating <= 1,
     f'Expected 0 < participating <= 1, got participating={participating}.',
@@ -102,10 +107,15 @@ def three_way(
     f'{participating} and {participating_clients}.',
   )
   validate.at_least('participating_clients', participating_clients, 0)
-  validate.at_least('train_per_validation', train_per_validation, 1)
+  validate.at_least('train_per_validation', ratio, 1)
   validate.at_least('max_examples', max_examples, 0)
   validate.at_least('min_examples', min_examples, 2)
-  validate.one_of('split', split, ('made', 'by_example', 'by_client'))
+  validate.check(
+    not columns.overlapping or split == 'by_example' or unit_column,
+    f'Expected split=by_example or a unit_column for {columns.name}: examples '
+    f'of one client overlap, and split={split} would put pieces of one into '
+    'two parts.',
+  )
   seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(9)]
   assigned = assign_clients(
     columns,
@@ -116,38 +126,45 @@ def three_way(
     test_owner='clients',
     seeds=seeds,
   )
-  views = [view for view in assigned if view is not None]
-  everything = _merge(views)
-  tested = None if assigned.test is None else assigned.test.sizes() > 0
-  trained = assigned.train.sizes() > 0
-  if split != 'made':
-    validate.check(
-      tested is not None and tested.any(),
-      f'Expected test rows in {columns.name} for split={split}, got none.',
-    )
-  unit = _units(everything, unit_column)
-  units = _count_units(everything, unit)
+  used = assigned if split == 'made' else (assigned.train, assigned.test)
+  views = [view for view in used if view is not None]
+  train_sizes = assigned.train.sizes()
+  test_sizes = 0 * train_sizes
+  if assigned.test is not None:
+    test_sizes = assigned.test.sizes()
+  validate.check(
+    split == 'made' or test_sizes.any(),
+    f'Expected test rows in {columns.name} for split={split}, got none.',
+  )
+  everybody = np.arange(len(train_sizes))
+  if unit_column:  # units are known once all rows are read
+    units = _count_units(_merge(views, everybody), unit_column)
+  else:
+    units = sum(view.sizes() for view in views)
   candidates = np.flatnonzero(units >= min_examples)
   if split == 'by_client':
-    held_out = candidates[(tested & ~trained)[candidates]]
-    rest = candidates[trained[candidates]]
+    tested_only = (test_sizes > 0) & (train_sizes == 0)
+    held_out = candidates[tested_only[candidates]]
+    rest = candidates[train_sizes[candidates] > 0]
   else:
     if split == 'by_example':
-      candidates = candidates[(tested & trained)[candidates]]
-    held_out = _choose(
-      candidates,
-      unparticipating,
-      _strata(everything, candidates, stratify_column),
-      seeds[6],
-    )
+      candidates = candidates[
+        ((test_sizes > 0) & (train_sizes > 0))[candidates]
+      ]
+    strata = _strata(views, candidates, stratify_column)
+    held_out = _choose(candidates, share, strata, seeds[6])
     rest = np.setdiff1d(candidates, held_out)
   chosen = _participants(rest, participating, participating_clients, seeds[7])
-  rank = _ranks(everything, unit, seeds[8])
+  # From here on only the rows of clients that some part is about.
+  mine = _merge(views, np.union1d(chosen, held_out))
+  rank = _ranks(mine, _units(mine, unit_column), seeds[8])
   if split == 'by_example':
-    is_validation = np.isin(everything.rows, assigned.test.rows)
+    is_validation = np.isin(
+      mine.rows, rows_of(assigned.test, np.union1d(chosen, held_out))[0]
+    )
   else:
-    is_validation = rank % (train_per_validation + 1) == 0
-  cut = lambda keep: _first(everything, rank, keep, max_examples)
+    is_validation = rank % (ratio + 1) == 0
+  cut = lambda keep: _first(mine, rank, keep, max_examples)
   splits = {'train': cut(~is_validation), 'validation': cut(is_validation)}
   scored = 'validation'
   if all_unparticipating:
@@ -163,6 +180,30 @@ def three_way(
   )
   check_disjoint(dataset)
   return limit_parts(dataset, eval_clients, seed=seeds[5])
+
+
+def _check_settings(
+  split: str,
+  unparticipating: float | None,
+  train_per_validation: int | None,
+  stratify_column: str,
+) -> None:
+  """Refuses settings that a kind of split has no use for."""
+  validate.one_of('split', split, ('made', 'by_example', 'by_client'))
+  unused = {
+    'made': {},
+    'by_example': {'train_per_validation': train_per_validation},
+    'by_client': {
+      'unparticipating': unparticipating,
+      'stratify_column': stratify_column or None,
+    },
+  }[split]
+  for name, value in unused.items():
+    validate.check(
+      value is None,
+      f'Expected no {name} for split={split}, which the source decides, got '
+      f'{name}={value}.',
+    )
 
 
 def check_disjoint(dataset: FederatedDataset) -> None:
@@ -191,40 +232,50 @@ def check_disjoint(dataset: FederatedDataset) -> None:
     )
 
 
-def _merge(views: list[FederatedData]) -> FederatedData:
-  """All rows of views over the same clients and columns."""
-  first = views[0]
+def _merge(
+  views: Sequence[FederatedData], clients: np.ndarray
+) -> FederatedData:
+  """The rows that some clients [C'] have in views over the same columns."""
+  rows, owners = [], []
+  for view in views:
+    of_view, at = rows_of(view, clients)
+    rows.append(np.asarray(of_view))
+    owners.append(clients[at])
   return from_assignment(
-    first.features,
-    np.concatenate([view.owners() for view in views]),
-    client_ids=first.client_ids,
-    rows=np.concatenate([np.asarray(view.rows) for view in views]),
+    views[0].features,
+    np.concatenate(owners),
+    client_ids=views[0].client_ids,
+    rows=np.concatenate(rows),
   )
 
 
-def _column(data: FederatedData, setting: str, name: str) -> np.ndarray:
-  """A column at the view's positions, [N]."""
-  features = data.features
+def _column(
+  features: Mapping[str, np.ndarray], setting: str, name: str, rows: np.ndarray
+) -> np.ndarray:
+  """A column at some rows [N]."""
   validate.check(
     name in features and features[name].ndim == 1,
     f'Expected {setting} to be a column [M] of {sorted(features)}, got '
     f'{setting}={name}.',
   )
-  return np.asarray(features[name][np.asarray(data.rows)])
+  return np.asarray(features[name][rows])
 
 
 def _units(data: FederatedData, column: str) -> np.ndarray:
   """The unit of every position, int64 [N]; ascending from client to client."""
   if not column:
     return np.arange(data.num_examples)
-  values = np.unique(_column(data, 'unit_column', column), return_inverse=True)
+  values = np.unique(
+    _column(data.features, 'unit_column', column, data.rows),
+    return_inverse=True,
+  )
   pair = data.owners() * (int(values[1].max(initial=0)) + 1) + values[1]
   return np.unique(pair, return_inverse=True)[1].astype(np.int64)
 
 
-def _count_units(data: FederatedData, unit: np.ndarray) -> np.ndarray:
+def _count_units(data: FederatedData, column: str) -> np.ndarray:
   """Units of each client, int64 [C]."""
-  first = np.unique(unit, return_index=True)[1]
+  first = np.unique(_units(data, column), return_index=True)[1]
   return np.bincount(data.owners()[first], minlength=data.num_clients)
 
 
@@ -232,10 +283,10 @@ def _ranks(data: FederatedData, unit: np.ndarray, seed: int) -> np.ndarray:
   """Place of every position's unit in its client's shuffle, int64 [N]."""
   first = np.unique(unit, return_index=True)[1]
   owner = data.owners()[first]  # of each unit, ascending
-  rng = np.random.default_rng(seed)
-  order = np.lexsort((rng.random(len(owner)), owner))
+  clients, sizes = np.unique(owner, return_counts=True)
+  order = client_shuffles(seed, clients, sizes)
   rank = np.empty(len(owner), np.int64)
-  rank[order] = ramp(np.bincount(owner, minlength=data.num_clients))
+  rank[np.repeat(np.cumsum(sizes) - sizes, sizes) + order] = ramp(sizes)
   return rank[unit]
 
 
@@ -254,17 +305,21 @@ def _first(
 
 
 def _strata(
-  data: FederatedData, clients: np.ndarray, column: str
+  views: Sequence[FederatedData], clients: np.ndarray, column: str
 ) -> np.ndarray:
-  """The stratum of clients [C'], int [C']."""
+  """The stratum of clients [C'], int [C']: its value in their first rows."""
   if not column:
     return np.zeros(len(clients), np.int64)
-  values = _column(data, 'stratify_column', column)
+  first = np.full(len(clients), -1, np.int64)
+  for view in views:
+    missing = np.flatnonzero((first < 0) & (view.sizes(clients) > 0))
+    first[missing] = view.rows[view.offsets[clients[missing]]]
+  values = _column(views[0].features, 'stratify_column', column, first)
   validate.check(
     values.dtype.kind in 'iub',
     f'Expected stratify_column={column} to have integers, got {values.dtype}.',
   )
-  return values[data.offsets[clients]]
+  return values
 
 
 def _choose(

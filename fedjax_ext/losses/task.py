@@ -48,6 +48,29 @@ def _with_stats(value: jax.Array, stats: PyTree) -> Any:
   return (value, stats) if jax.tree.leaves(stats) else value
 
 
+def image_inputs(
+  feature: str,
+  preprocess: Callable[[jax.Array | None, jax.Array], jax.Array] | None,
+) -> Callable[..., jax.Array]:
+  """What a model sees of a batch, (batch, *, train) -> floats [B, ...].
+
+  Integers are pixels and are divided by 255.
+
+  Args:
+    feature: name of the input feature.
+    preprocess: as for `classification_task`.
+  """
+
+  def inputs(batch: Batch, *, train: bool) -> jax.Array:
+    x = batch.data[feature]
+    if preprocess is not None:
+      key = jax.random.fold_in(batch.info.key, 1) if train else None
+      x = preprocess(key, x)
+    return as_float(x)
+
+  return inputs
+
+
 def classification_task(
   model: Model,
   *,
@@ -67,12 +90,7 @@ def classification_task(
       evaluation. See `data.preprocess`.
   """
 
-  def inputs(batch: Batch, *, train: bool) -> jax.Array:
-    x = batch.data[feature]
-    if preprocess is not None:
-      key = jax.random.fold_in(batch.info.key, 1) if train else None
-      x = preprocess(key, x)
-    return as_float(x)
+  inputs = image_inputs(feature, preprocess)
 
   def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(

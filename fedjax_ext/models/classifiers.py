@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from fedjax_ext.models.layers import Conv, as_float_image, max_pool
+from fedjax_ext.models.layers import Conv, as_float_image, classify, max_pool
 
 
 class SoftmaxRegression(nn.Module):
@@ -36,7 +36,7 @@ class MLP(nn.Module):
   https://arxiv.org/abs/1602.05629.
 
   Attributes:
-    num_classes: Y.
+    num_classes: Y; 0 returns the features before the last layer.
     hidden: width of each hidden layer.
   """
 
@@ -52,7 +52,7 @@ class MLP(nn.Module):
     x = _flat(x)
     for width in self.hidden:
       x = nn.relu(nn.Dense(width)(x))
-    return nn.Dense(self.num_classes)(x)
+    return classify(x, self.num_classes)
 
 
 class EmnistCNN(nn.Module):
@@ -62,7 +62,7 @@ class EmnistCNN(nn.Module):
   federated optimization", 2021, table 4, https://arxiv.org/abs/2003.00295.
 
   Attributes:
-    num_classes: Y.
+    num_classes: Y; 0 returns the features before the last layer.
     dropout: the paper's rates (0.25, 0.5), or () for none.
   """
 
@@ -83,7 +83,7 @@ class EmnistCNN(nn.Module):
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(128)(x))
     x = self._drop(1, x, train)
-    return nn.Dense(self.num_classes)(x)
+    return classify(x, self.num_classes)
 
   def _drop(self, which: int, x: jax.Array, train: bool) -> jax.Array:
     if not self.dropout:

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from fedjax_ext.models.layers import Conv, Norm, as_float_image, max_pool
+from fedjax_ext.models.layers import (
+  Conv,
+  Norm,
+  as_float_image,
+  classify,
+  max_pool,
+)
 
 
 class GroupNormCNN(nn.Module):
@@ -19,14 +25,16 @@ class GroupNormCNN(nn.Module):
   machine learning", 2020, https://arxiv.org/abs/1910.00189.
 
   Attributes:
-    num_classes: Y.
+    num_classes: Y; 0 returns the features before the last layer.
     widths: channels of each block.
     groups: of GroupNorm.
+    pool: 'flatten' hands all places to the last layer, 'mean' their mean.
   """
 
   num_classes: int
   widths: Sequence[int] = (32, 64, 64)
   groups: int = 8
+  pool: str = 'flatten'
 
   @nn.compact
   def __call__(
@@ -39,4 +47,6 @@ class GroupNormCNN(nn.Module):
       x = Conv(width, (3, 3), 'SAME', use_bias=False)(x)
       x = nn.relu(Norm('group', self.groups)(x))
       x = max_pool(x)
-    return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+    if self.pool == 'mean':
+      x = x.mean((1, 2))
+    return classify(x.reshape(x.shape[0], -1), self.num_classes)

@@ -214,6 +214,16 @@ class Norm(nn.Module):
     return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5)(x, mask=mask)
 
 
+def classify(
+  x: jax.Array, num_classes: int, name: str | None = None
+) -> jax.Array:
+  """A dense layer from features [B, D] to logits [B, Y]; Y = 0 leaves them.
+
+  Call it inside of a module's compact method.
+  """
+  return nn.Dense(num_classes, name=name)(x) if num_classes else x
+
+
 def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
   """Non-overlapping max-pool [B, H, W, D] -> [B, H//size, W//size, D].
 

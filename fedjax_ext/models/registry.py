@@ -8,7 +8,7 @@ Axis letters: H height, W width, D features, T time steps.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -66,13 +66,16 @@ def group_norm_cnn(
   input_shape: tuple[int, ...],
   widths: tuple[int, ...] = (32, 64, 64),
   groups: int = 8,
+  pool: Literal['flatten', 'mean'] = 'flatten',
 ) -> Model:
   """`GroupNormCNN`: one block for each width."""
+  validate.one_of('pool', pool, ('flatten', 'mean'))
   for width in widths:
     validate.at_least('widths', width, 1)
   validate.at_least('groups', groups, 1)
   _check_image('group_norm_cnn', input_shape, 2 ** len(widths))
-  return from_module(GroupNormCNN(num_classes, widths, groups), input_shape)
+  module = GroupNormCNN(num_classes, widths, groups, pool)
+  return from_module(module, input_shape)
 
 
 def resnet8(

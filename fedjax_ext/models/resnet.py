@@ -18,6 +18,7 @@ from fedjax_ext.models.layers import (
   Conv,
   Norm,
   as_float_image,
+  classify,
   overlapping_max_pool,
 )
 
@@ -141,7 +142,7 @@ class ResNet(nn.Module):
   `features`, those of `ResNetFeatures`, and `classifier`, a dense layer.
 
   Attributes:
-    num_classes: Y.
+    num_classes: Y; 0 returns the features.
     stage_sizes: blocks of each stage.
     width: channels of the first stage.
     stem: 'cifar' or 'imagenet'.
@@ -169,8 +170,8 @@ class ResNet(nn.Module):
       self.groups,
       name='features',
     )
-    classifier = nn.Dense(self.num_classes, name='classifier')
-    return classifier(features(x, train, mask))
+    x = features(x, train, mask)
+    return classify(x, self.num_classes, name='classifier')
 
 
 def cifar_resnet(

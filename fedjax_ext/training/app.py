@@ -13,11 +13,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from fedjax_ext.core import (
+  Generalization,
   InvalidInput,
   Report,
-  gap_metrics,
-  generalization_gaps,
-  summarize_report,
 )
 from fedjax_ext.core.generalization import (
   THREE_WAY,
@@ -129,15 +127,14 @@ def print_result(
           f'{predictor + " " + part:{width}}  {summary["clients"]:7d}  '
           f'{summary["examples"]:8d}  {values}'
         )
-  for predictor, report in result.reports.items():
+  measured = result.summary['metrics']
+  for i, (predictor, report) in enumerate(result.reports.items()):
     if is_three_way(report):
-      _print_gaps(predictor, report, metrics)
-  main = next(iter(result.reports.values()))
-  measured = summarize_report(main) | gap_metrics(main)
+      _print_gaps(f'{predictor}:' if i else '', report, measured, metrics)
   words = [
     f'{name}={measured[key]:.4f}'
     for name, key in said.items()
-    if key in measured
+    if measured.get(key) is not None
   ]
   if result.summary['diverged']:
     words.append('diverged=true')
@@ -147,21 +144,26 @@ def print_result(
   )
 
 
-def _print_gaps(predictor: str, report: Report, metrics: Sequence[str]) -> None:
+def _print_gaps(
+  prefix: str,
+  report: Report,
+  measured: Mapping[str, float | None],
+  metrics: Sequence[str],
+) -> None:
   """Prints how a model does on fresh examples, and on fresh clients."""
   clients = {name: len(report[name].clients) for name in THREE_WAY}
   print(
-    f'gaps of {predictor} [95 % bootstrap over {clients[VALIDATION]} '
-    f'participating and {clients[UNPARTICIPATING]} unparticipating clients], '
-    'every example alike; positive = worse'
+    f'{prefix}gaps [95 % bootstrap over {clients[VALIDATION]} participating '
+    f'and {clients[UNPARTICIPATING]} unparticipating clients], every example '
+    'alike; positive = worse'
   )
   for metric in metrics:
-    if metric not in report[VALIDATION].sums:
-      continue
-    gaps = generalization_gaps(report, metric)
-    for name in gaps._fields:
-      gap = getattr(gaps, name)
-      print(
-        f'  {metric} {name.replace("_", "-")} gap {gap.value:+.4f} '
-        f'[{gap.low:+.4f}, {gap.high:+.4f}]'
-      )
+    for name in Generalization._fields:
+      key = f'{prefix}gap/{metric}/{name}'
+      values = [measured.get(f'{key}{end}') for end in ('', '_low', '_high')]
+      if None not in values:
+        value, low, high = values
+        print(
+          f'  {metric} {name.replace("_", "-")} gap {value:+.4f} '
+          f'[{low:+.4f}, {high:+.4f}]'
+        )

@@ -186,7 +186,12 @@ def _split_from_flags() -> Callable[..., data.FederatedDataset]:
     f'Expected no {", ".join(said)} with --eval={text}, which has settings of '
     'its own.',
   )
-  function = calls.resolve('eval', text, data.THREE_WAY)
+  validate.check(
+    text.partition(':')[0] != 'parts',
+    f'Expected eval=parts without settings, got {text}.',
+  )
+  known = {**data.THREE_WAY, 'parts': data.make_dataset}
+  function = calls.resolve('eval', text, known)
   calls.check_takes('eval', text, function, *GIVEN_EVAL)
   settings = calls.arguments('eval', text, function, reserved=GIVEN_EVAL)
   calls.check_complete('eval', text, function, settings, GIVEN_EVAL)

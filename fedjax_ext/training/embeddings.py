@@ -14,7 +14,13 @@ import optax
 
 from fedjax_ext import data
 from fedjax_ext.algorithms import centralised
-from fedjax_ext.core import Phase, make_cohort, make_layout, place_features
+from fedjax_ext.core import (
+  Phase,
+  make_cohort,
+  make_layout,
+  place_features,
+  validate,
+)
 from fedjax_ext.losses.reconstruction import reconstruction_task
 from fedjax_ext.models.autoencoder import VariationalAutoencoder
 
@@ -46,8 +52,16 @@ def vae(
 
   Returns:
     float32 [N, L].
+
+  Raises:
+    InvalidInput: a value outside of [0, 1].
   """
-  flat = np.clip(data.EMBEDDINGS['identity'](x), 0, 1)
+  flat = data.EMBEDDINGS['identity'](x)
+  validate.check(
+    flat.min(initial=0) >= 0 and flat.max(initial=1) <= 1,
+    'Expected bytes or floats in [0, 1] for embedding=vae, got '
+    f'{flat.min():.4g}..{flat.max():.4g}.',
+  )
   pool = data.from_assignment(
     {'x': flat}, np.zeros(len(flat), np.int64), client_ids=np.array(['pool'])
   )

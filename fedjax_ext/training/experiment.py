@@ -1,7 +1,6 @@
 """What the binaries of all experiments do, in one order.
 
-Everything is checked before anything is compiled: flags, then files, then
-shapes.
+Flags are checked, then files, then shapes, before an algorithm is compiled.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,9 +44,11 @@ def run_experiment(
   workdir = shared.workdir_from_flags()
   schedule = shared.schedule_from_flags()
   seeds = seed_flags.seeds_from_flags()
+  # Before the data: a partition may compute (an autoencoder's embedding), and
+  # machines have to be set up before anything does.
+  layout = shared.layout_from_flags()
   dataset, data_digest = make_dataset()
   sampler = shared.sampler_from_flags(dataset)
-  layout = shared.layout_from_flags()
   algorithm = make_algorithm(dataset, layout)
   result = train(
     algorithm,

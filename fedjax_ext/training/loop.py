@@ -345,7 +345,8 @@ class _Run:
           values = self._round(cohort)
           processed += values['examples']
           reports = self._evaluate(cohort.round)
-          values |= _flatten(reports)
+          last = cohort.round == self.schedule.num_rounds
+          values |= _flatten(reports, intervals=last)
           writer.write(cohort.round, values)
           progress.update(_short(values, self.shown), important=bool(reports))
           stopped = processes.largest(signals.received)
@@ -445,7 +446,7 @@ class _Run:
     self, rows: list[dict], reports: dict[str, Report], processed: int
   ) -> Result:
     """Writes report.json, final.json, curves.png and bands.png."""
-    metrics = _flatten(reports)
+    metrics = _flatten(reports, intervals=True)
     finite = all(
       bool(jnp.isfinite(x).all())
       for x in jax.tree.leaves(self.server_state)
@@ -505,13 +506,19 @@ class _Run:
     return columns
 
 
-def _flatten(reports: Mapping[str, Report]) -> dict[str, float]:
-  """Scalars of all predictors; all but the first carry their name."""
-  return {
-    (key if i == 0 else f'{name}:{key}'): value
-    for i, (name, report) in enumerate(reports.items())
-    for key, value in (summarize_report(report) | gap_metrics(report)).items()
-  }
+def _flatten(
+  reports: Mapping[str, Report], *, intervals: bool
+) -> dict[str, float]:
+  """Scalars of all predictors; all but the first carry their name.
+
+  Gaps have their bootstrap intervals only where asked for: they take time.
+  """
+  result = {}
+  for i, (name, report) in enumerate(reports.items()):
+    gaps = gap_metrics(report, num_samples=1000 if intervals else 0)
+    for key, value in (summarize_report(report) | gaps).items():
+      result[key if i == 0 else f'{name}:{key}'] = value
+  return result
 
 
 def _short(values: Mapping[str, Any], shown: str) -> str:

@@ -156,6 +156,28 @@ class GapsTest(parameterized.TestCase):
     self.assertLen(got, 8)
     self.assertEqual(core.gap_metrics({'train': by_hand()['train']}), {})
 
+  def test_validation_clients_of_another_kind_make_no_gap(self):
+    report = by_hand() | {'validation': part([0, 7], [0.7, 0.9], [10, 20])}
+    self.assertEqual(core.gap_metrics(report), {})
+    with self.assertRaisesRegex(core.InvalidInput, r'1 others, such as \[7\]'):
+      core.generalization_gaps(report)
+
+  def test_no_intervals(self):
+    got = core.gap_metrics(by_hand(), num_samples=0)
+    self.assertLen(got, 4)
+    self.assertAlmostEqual(got['gap/accuracy/participation'], 0.25)
+
+  def test_many_clients_have_fewer_samples(self):
+    before = generalization._MOST
+    try:
+      generalization._MOST = 0
+      report = by_hand()
+      few = core.generalization_gaps(report, num_samples=1000)
+      hundred = core.generalization_gaps(report, num_samples=100)
+    finally:
+      generalization._MOST = before
+    self.assertEqual(few, hundred)
+
   def test_bad_input(self):
     report = by_hand()
     with self.assertRaisesRegex(core.InvalidInput, 'recall'):

@@ -7,9 +7,8 @@ from fedjax_ext.core import InvalidInput
 from fedjax_ext.data import embed, principal_components
 
 
-def halves(x, *, seed):
+def halves(x):
   """A user's encoder."""
-  del seed
   return x.reshape(len(x), -1)[:, :2] / 2.0
 
 
@@ -18,9 +17,12 @@ def wrong_shape(x, *, seed):
   return x.reshape(-1).astype(float)
 
 
-def not_finite(x, *, seed):
-  del seed
+def not_finite(x):
   return np.full((len(x), 2), np.nan)
+
+
+def broken(x):
+  raise KeyError('weights')
 
 
 class EmbeddingsTest(parameterized.TestCase):
@@ -53,7 +55,8 @@ class EmbeddingsTest(parameterized.TestCase):
     ('no_module.function', 'embedding=no_module.function'),
     (f'{__name__}.absent', 'absent'),
     (f'{__name__}.wrong_shape', r'floats \[3, D\], got float64\[12\]'),
-    (f'{__name__}.not_finite', 'finite floats'),
+    (f'{__name__}.not_finite', r'NaN or infinity for 3 examples'),
+    (f'{__name__}.broken', 'KeyError'),
   )
   def test_bad_input(self, name, message):
     with self.assertRaisesRegex(InvalidInput, message):

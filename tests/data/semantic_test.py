@@ -152,6 +152,34 @@ class ClustersTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(kl_divergences(got, got)).all())
 
 
+class OddInputTest(absltest.TestCase):
+  def test_one_example(self):
+    got, cluster = fit_clusters(np.array([[1.0, 2.0]]), num_clusters=3, seed=0)
+    np.testing.assert_array_equal(got.means, np.tile([1.0, 2.0], (3, 1)))
+    self.assertEqual(cluster.tolist(), [0])
+    owner = semantic_partition(
+      np.array([0, 0, 0, 1]),
+      num_clients=2,
+      components=0,
+      feature='x',
+      features={'x': np.random.default_rng(0).normal(size=(4, 3))},
+      seed=0,
+    )
+    self.assertLen(owner, 4)
+
+  def test_what_no_mixture_fits(self):
+    x = 1e8 * np.random.default_rng(0).normal(size=(40, 6))
+    with self.assertRaisesRegex(InvalidInput, 'raise regularisation'):
+      fit_clusters(x, num_clusters=20, seed=0)
+
+  def test_no_examples(self):
+    with self.assertRaisesRegex(InvalidInput, 'got none'):
+      semantic_partition(
+        np.zeros(0, int), num_clients=2, features={'image': np.zeros((0, 2))},
+        seed=0,
+      )  # fmt: skip
+
+
 def styles(num_clients=6, num_classes=3, each=20, features=4, seed=0):
   """Examples in clusters that are wide apart, the same ones in each class."""
   rng = np.random.default_rng(seed)

@@ -1,5 +1,7 @@
 """The three-way split: exact sizes, disjoint parts, streams of their own."""
 
+import dataclasses
+
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from fedjax_ext.data import (
   iid_partition,
   make_columns,
   store_clients,
+  synthetic_retrieval,
   three_way,
 )
 
@@ -214,6 +217,36 @@ class ThreeWayTest(parameterized.TestCase):
       self.assertLen(mine, 4)
       self.assertTrue(all(x >= 30 for x in mine))
 
+  def test_a_sources_validation_rows_are_left_out_of_its_splits(self):
+    names = np.array(['a', 'b', 'c', 'd', 'e'])
+    stored = store_clients(
+      {
+        'train': (names, np.full(5, 6)),
+        'validation': (names, np.full(5, 3)),
+        'test': (names, np.full(5, 4)),
+      }
+    )
+    columns = Columns('stored', {'x': np.arange(65)}, 2, client=stored)
+    kept = three_way(columns, split='by_example', seed=0)
+    self.assertEqual({len(x) for x in rows(kept, 'train').values()}, {6})
+    self.assertEqual({len(x) for x in rows(kept, 'validation').values()}, {4})
+    made = three_way(columns, seed=0)
+    self.assertEqual({len(x) for x in rows(made, 'validation').values()}, {3})
+
+  def test_overlapping_rows_are_not_split_at_random(self):
+    columns = dataclasses.replace(natural([6] * 10), overlapping=True)
+    with self.assertRaisesRegex(InvalidInput, 'overlap'):
+      three_way(columns)
+    timelines = synthetic_retrieval(
+      num_items=60, num_genres=4, num_clients=12, timeline=13
+    )
+    with self.assertRaisesRegex(InvalidInput, 'overlap'):
+      three_way(timelines)
+
+  def test_only_rows_of_clients_that_count_are_read(self):
+    dataset = three_way(natural([6] * 30), participating_clients=2, seed=0)
+    self.assertEqual(dataset.splits['train'].num_examples, 8 * 4)
+
   def test_made_clients(self):
     columns = natural([10] * 12)
     dataset = three_way(
@@ -238,6 +271,12 @@ class ThreeWayTest(parameterized.TestCase):
     ({'min_examples': 1}, 'min_examples=1'),
     ({'min_examples': 99}, 'clients that may train'),
     ({'split': 'by_example'}, 'test rows'),
+    (
+      {'split': 'by_example', 'train_per_validation': 3},
+      'train_per_validation=3',
+    ),
+    ({'split': 'by_client', 'unparticipating': 0.7}, 'unparticipating=0.7'),
+    ({'split': 'by_client', 'stratify_column': 'x'}, 'stratify_column=x'),
     ({'split': 'given'}, 'split=given'),
     ({'stratify_column': 'hsf'}, 'stratify_column=hsf'),
     ({'stratify_column': 'x'}, 'stratify_column=x'),

@@ -91,7 +91,8 @@ def make_report(value):
 class ColumnsTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    # Slope 8 in A, with intercept 0.01 * seed; noise around 0 in B.
+    # Slope 8 in A, with intercept 0.01 * seed; noise around 0 in B. Seed 3 has
+    # no column 4, so that slopes are over columns 1 and 2.
     self.report = make_report(
       lambda row, x, seed: 8 / x + 0.01 * seed if row == 'A' else seed - 2
     )
@@ -137,6 +138,16 @@ class ColumnsTest(parameterized.TestCase):
       self.assertAlmostEqual(slope, 8)
     self.assertEqual(verdict.outcome, 'holds')
 
+  def test_a_slope_without_one_of_its_cells(self):
+    report = make_report(
+      lambda row, x, seed: None if (x, seed) == (2, 3) else 8 / x
+    )
+    verdict = claims.judge_slope(
+      report.spec.slopes[0], report.spec, report.results
+    )
+    self.assertEqual(verdict.outcome, 'undecided')
+    self.assertIn('2, seed 3', verdict.reason)
+
   @parameterized.parameters(
     (lambda x, s: -8 / x + 0.01 * s * x, 'fails'),
     (lambda x, s: (s - 2) * x, 'undecided'),
@@ -154,7 +165,7 @@ class ColumnsTest(parameterized.TestCase):
       [(v.claim.text, v.dataset, v.outcome) for v in verdicts],
       [
         *(('A has a gap', d, 'holds') for d in '124'),
-        *(('B has none', d, 'holds') for d in '14'),
+        *(('B has none', d, 'not contradicted') for d in '14'),
         ('A more than B', '1', 'holds'),
         ('A more than B', '4', 'undecided'),
       ],
@@ -162,8 +173,10 @@ class ColumnsTest(parameterized.TestCase):
     self.assertEqual(verdicts[0].differences[0], (1, 8.01))
 
   @parameterized.parameters(
-    (-0.3, 0.5, 'holds'),
+    (-0.3, 0.5, 'not contradicted'),
+    (0.01, 0.15, 'not contradicted'),
     (0.01, 0.09, 'holds'),
+    (-0.1, 0.1, 'holds'),
     (0.01, 0.5, 'fails'),
     (-0.5, -0.2, 'fails'),
   )
@@ -181,7 +194,8 @@ class ColumnsTest(parameterized.TestCase):
       '| A has a gap | 1 | A > 0: +8.0100, +8.0200, +8.0300 |',
       '| B has none | 1 | B ~ 0: -1.0000',
       '| It shrinks | A | +8, +8, +8 |',
-      '| A | 1 | mean >= 7 | 8.0100, 8.0200, 8.0300 |',
+      '| 1, 2 | positive | **holds** |',
+      '| A | 1 | mean >= 7 | 8.0100, 8.0200, 8.0300; mean 8.0200 |',
     ):
       self.assertIn(line, text)
     self.assertEqual(tables.broken_limits(self.report), [])
@@ -206,6 +220,10 @@ class ColumnsTest(parameterized.TestCase):
     ('small = [1, 2] }', 'small = [1, 9] }', 'tuning seed'),
     ("sign = 'positive'", "sign = 'up'", 'slopes[0].sign'),
     ("of = 'mean'", "of = 'all'", 'limits[0].of'),
+    ('seeds = { small = [1, 2] }', 'seeds = { small = 3 }', 'seeds.small'),
+    ('seeds = { small', 'seeds = { paper', 'no preset paper'),
+    ('tune = { lr = [0.1, 0.2] }\n', '', 'nothing to tune'),
+    ('scale = 1.0', "direction = 'neither'", 'direction: missing key'),
   )
   def test_mistakes(self, old, new, message):
     with self.assertRaises(fields.TableError) as caught:

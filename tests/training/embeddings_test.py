@@ -36,6 +36,10 @@ class VaeTest(absltest.TestCase):
     np.testing.assert_array_equal(codes, again)
     self.assertFalse(np.array_equal(codes, other))
 
+  def test_values_out_of_range(self):
+    with self.assertRaisesRegex(core.InvalidInput, r'got 0\.\.3'):
+      vae(np.array([[0.0, 3.0]]))
+
   def test_named_in_a_partition(self):
     x, kind = two_kinds()
     owner = data.semantic_partition(

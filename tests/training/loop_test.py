@@ -270,6 +270,7 @@ class RecordTest(TestCase):
     self.assertEqual(
       sorted(path.name for path in self.workdir.glob('[!.]*')),
       [
+        'bands.png',
         'checkpoints',
         'client_states',
         'curves.png',
