@@ -14,15 +14,14 @@ import numpy as np
 import optax
 
 from fedjax_ext.algorithms.fed_avg import fed_avg
-from fedjax_ext.algorithms.local_training import own_params
+from fedjax_ext.algorithms.local_training import own_params, unseen
 from fedjax_ext.algorithms.personal_heads import (
-  head_predictors,
   partly_personal,
+  whole_model_predictors,
 )
 from fedjax_ext.core import FederatedAlgorithm, Layout, Phase, validate
 from fedjax_ext.losses.headed import HeadedTask, with_head
 from fedjax_ext.models import Variables, params_of
-from fedjax_ext.models.heads import apply_head
 
 PyTree = Any
 
@@ -88,18 +87,6 @@ def ditto(
     row=lambda personal: {'params': personal, 'seen': jnp.bool(True)},
   )
 
-  def init_client(key: jax.Array, number: jax.Array) -> PyTree:
-    del number
-    zeros = jax.tree.map(jnp.zeros_like, plain.init(key))
-    return {'params': zeros, 'seen': jnp.bool(False)}
-
-  def own(shared: PyTree, row: PyTree) -> PyTree:
-    return jax.tree.map(
-      lambda mine, common: jnp.where(row['seen'], mine, common),
-      row['params'],
-      shared,
-    )
-
   return fed_avg(
     plain._replace(init=init),
     client_optimizer=client_optimizer,
@@ -107,17 +94,7 @@ def ditto(
     layout=layout,
     phase=phase,
     program=program,
-    init_client=init_client,
-    predictors=head_predictors(
-      task,
-      counts=counts,
-      global_logits={'global': lambda p, f: apply_head(p['head'], f)},
-      personal_logits={
-        'personal': lambda p, row, f: apply_head(own(p, row)['head'], f)
-      },
-      features=lambda shared, row, batch: task.frozen_features(
-        own(shared, row)['body'], batch
-      ),
-    ),
+    init_client=lambda key, number: unseen(plain.init(key)),
+    predictors=whole_model_predictors(task, counts=counts),
     debug=debug,
   )

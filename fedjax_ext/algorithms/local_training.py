@@ -30,12 +30,22 @@ PyTree = Any
 
 def own_params(shared: PyTree, client: Client) -> PyTree:
   """The client's model, or the common first one until it has trained."""
-  row = client.state
+  return own_or_first(shared, client.state)
+
+
+def own_or_first(shared: PyTree, row: PyTree) -> PyTree:
+  """The model in a row {'params', 'seen'}, or `shared` until it is seen."""
   return jax.tree.map(
     lambda own, first: jnp.where(row['seen'], own, first),
     row['params'],
     shared,
   )
+
+
+def unseen(model: PyTree) -> PyTree:
+  """The row of a client that has not trained yet."""
+  zeros = jax.tree.map(jnp.zeros_like, model)
+  return {'params': zeros, 'seen': jnp.bool(False)}
 
 
 def local_training(
@@ -77,8 +87,7 @@ def local_training(
 
   def init_client(key: jax.Array, number: jax.Array) -> PyTree:
     del number
-    zeros = jax.tree.map(jnp.zeros_like, task.init(key))
-    return {'params': zeros, 'seen': jnp.bool(False)}
+    return unseen(task.init(key))
 
   def apply(params: PyTree, client_states, cohort):
     output, client_states = run(params, cohort, 'train', states=client_states)

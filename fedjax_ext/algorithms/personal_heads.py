@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_ext.algorithms.local_sgd import LocalState, delta_of, local_sgd
+from fedjax_ext.algorithms.local_training import own_or_first
 from fedjax_ext.core import (
   Adaptation,
   Batch,
@@ -127,7 +128,7 @@ def head_predictors(
     shared_of: server state -> shared variables.
 
   Returns:
-    'global', where there are shared heads, and 'personal'.
+    'global', without a metric where there are no shared heads, and 'personal'.
   """
   counts = jnp.asarray(counts)
   if features is None:
@@ -136,6 +137,8 @@ def head_predictors(
     )
 
   def global_metrics(shared: PyTree, batch: Batch) -> dict:
+    if not global_logits:
+      return {}
     f = task.frozen_features(body_of(shared), batch)
     return _named(
       task,
@@ -165,12 +168,39 @@ def head_predictors(
       shared[1][client.number],
     ),
   )
-  if not global_logits:
-    return {'personal': personal}
   return {
     'global': Predictor(global_metrics, shared=shared_of),
     'personal': personal,
   }
+
+
+def whole_model_predictors(
+  task: HeadedTask,
+  *,
+  counts: jax.Array,
+  shared_of: Callable[[PyTree], PyTree] = lambda state: state.params,
+  generic: bool = True,
+) -> dict[str, Predictor]:
+  """Scores personal models of 'body' and 'head' in rows {'params', 'seen'}.
+
+  Args:
+    task: the backbone's task.
+    counts: train examples of every client and class [C, Y].
+    shared_of: server state -> the model of clients that have none yet.
+    generic: whether that is also a model to report.
+  """
+  own = own_or_first
+  logits = lambda params, f: apply_head(params['head'], f)
+  return head_predictors(
+    task,
+    counts=counts,
+    global_logits={'global': logits} if generic else {},
+    personal_logits={'personal': lambda p, row, f: logits(own(p, row), f)},
+    features=lambda shared, row, batch: task.frozen_features(
+      own(shared, row)['body'], batch
+    ),
+    shared_of=shared_of,
+  )
 
 
 def fine_tuned_predictors(

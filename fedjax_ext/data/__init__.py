@@ -42,6 +42,7 @@ from fedjax_ext.data.lazy import (
   lazy_columns,
   map_records,
 )
+from fedjax_ext.data.long_tail import long_tail
 from fedjax_ext.data.mixed import quadratic, synthetic_smile
 from fedjax_ext.data.partition import (
   PARTITIONERS,
@@ -53,6 +54,7 @@ from fedjax_ext.data.partition import (
   dirichlet_client_partition,
   dirichlet_partition,
   iid_partition,
+  multinomial_dirichlet_partition,
   quantity_partition,
   shards_partition,
 )
@@ -92,10 +94,11 @@ from fedjax_ext.data.splits import (
   client_mask,
   stratified_mask,
 )
+from fedjax_ext.data.splitters import SPLITTERS
 from fedjax_ext.data.sqlite import load_sqlite, read_clients, write_sqlite
 from fedjax_ext.data.synthetic import synthetic_femnist, synthetic_styles
 from fedjax_ext.data.text import read_jsonl, text_columns
-from fedjax_ext.data.three_way import THREE_WAY, check_disjoint, three_way
+from fedjax_ext.data.three_way import check_disjoint, three_way
 
 __all__ = [
   'EMBEDDINGS',
@@ -104,7 +107,7 @@ __all__ = [
   'SERVER_DATA',
   'SKEWS',
   'SOURCES',
-  'THREE_WAY',
+  'SPLITTERS',
   'Columns',
   'Embedding',
   'FederatedData',
@@ -148,11 +151,13 @@ __all__ = [
   'load_npz',
   'load_sqlite',
   'load_tfds',
+  'long_tail',
   'make_columns',
   'make_dataset',
   'map_records',
   'match_clusters',
   'movielens',
+  'multinomial_dirichlet_partition',
   'noise_skew',
   'pool_clients',
   'principal_components',

@@ -26,7 +26,7 @@ from fedjax_ext.data.datasets import (
 from fedjax_ext.data.federated_data import FederatedData, from_assignment
 from fedjax_ext.data.partition import Partitioner, class_counts
 from fedjax_ext.data.skew import Skew
-from fedjax_ext.data.splits import client_mask
+from fedjax_ext.data.splits import client_mask, stratified_mask
 
 GROUPS = ('head', 'middle', 'tail')
 
@@ -97,49 +97,6 @@ def long_tail_rows(
   return np.sort(np.concatenate(chosen))
 
 
-def multinomial_dirichlet_partition(
-  label: np.ndarray,
-  *,
-  num_clients: int,
-  alpha: float = 0.5,
-  legacy: bool = False,
-  seed: int,
-) -> np.ndarray:
-  """Every example of a class goes to a client of its own draw.
-
-    p_y ~ Dirichlet(alpha * 1_C),  owner of each example of class y ~ p_y
-
-  Client sizes have no minimum; clients without a class are common.
-
-  Args:
-    label: int [N].
-    num_clients: C.
-    alpha: concentration.
-    legacy: draws as FedLoGe's official code does, bit for bit, from numpy's
-      legacy generator (there the seed is 3407).
-    seed: of the draws.
-
-  Returns:
-    Owners int64 [N].
-
-  Raises:
-    InvalidInput: alpha <= 0 or num_clients < 1.
-  """
-  label = np.asarray(label)
-  validate.at_least('num_clients', num_clients, 1)
-  validate.above('alpha', alpha, 0)
-  classes = np.unique(label)
-  rng = np.random.RandomState(seed) if legacy else np.random.default_rng(seed)
-  if legacy:  # drawn there, and not used
-    rng.binomial(1, 1, size=(num_clients, len(classes)))
-  owner = np.empty(len(label), np.int64)
-  for y in classes:
-    rows = np.flatnonzero(label == y)
-    shares = rng.dirichlet([alpha] * num_clients)
-    owner[rows] = rng.choice(num_clients, size=len(rows), p=shares)
-  return owner
-
-
 def proportional_counts(counts: np.ndarray, *, size: int) -> np.ndarray:
   """Local test examples, int(size * n_cy / n); int64 [C, Y] of counts [C, Y].
 
@@ -187,6 +144,7 @@ def long_tail(
   imbalance: float = 1.0,
   largest: int = 0,
   nested: bool = False,
+  test_fraction: float = 0.2,
   validation_fraction: float = 0.0,
   eval_clients: int = 0,
   seed: int = 0,
@@ -201,31 +159,38 @@ def long_tail(
   are those over all clients with test examples.
 
   Args:
-    columns: with a label and a test split.
+    columns: with a label.
     partition: (label [N], *, num_clients, seed) -> owner [N].
     num_clients: C.
     skew: as for `make_dataset`.
     imbalance: smallest over largest class of the train rows kept; 1 keeps all.
     largest: train rows of class 0 to keep; 0 takes the mean over classes.
     nested: keep the first rows of each class, not a random choice.
+    test_fraction: of the rows, each class by its share, where the source has
+      no split.
     validation_fraction: of each client's train rows.
     eval_clients: as for `make_dataset`.
     seed: seed of all choices.
 
   Raises:
-    InvalidInput: the source has no test split or no labels.
+    InvalidInput: the source has no labels, or a class too few examples.
   """
   validate.check(
     partition is not None,
     'Expected a partition made here for long-tailed data, got client.',
   )
-  validate.check(
-    columns.split is not None and (np.asarray(columns.split) == 1).any(),
-    f'Expected {columns.name} to have a test split for long-tailed data.',
-  )
   seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(9)]
-  split = np.asarray(columns.split)
+  validate.check(
+    'label' in columns.features,
+    f'Expected a column "label" in {columns.name}, got '
+    f'{sorted(columns.features)}.',
+  )
   label = np.asarray(columns.features['label'])
+  if columns.split is None:
+    split = stratified_mask(label, fraction=test_fraction, seed=seeds[0])
+    split = split.astype(np.int8)
+  else:
+    split = np.asarray(columns.split)
   train_rows, test_rows = np.flatnonzero(split == 0), np.flatnonzero(split == 1)
   if imbalance < 1:
     kept = long_tail_rows(

@@ -249,6 +249,51 @@ def coarse_fine_dirichlet_partition(
   return _by_mixes(rng, logs, wanted, label, pool)
 
 
+def multinomial_dirichlet_partition(
+  label: np.ndarray,
+  *,
+  num_clients: int,
+  alpha: float = 0.5,
+  legacy: bool = False,
+  seed: int,
+) -> np.ndarray:
+  """Every example of a class goes to a client of its own draw.
+
+    p_y ~ Dirichlet(alpha * 1_C),  owner of each example of class y ~ p_y
+
+  Client sizes have no minimum; clients without a class are common. So does the
+  official code of Xiao et al., "FedLoGe: joint local and generic federated
+  learning under long-tailed data", 2024, https://arxiv.org/abs/2401.08977.
+
+  Args:
+    label: int [N].
+    num_clients: C.
+    alpha: concentration.
+    legacy: draws as that code does, bit for bit, from numpy's legacy generator
+      (there the seed is 3407).
+    seed: of the draws.
+
+  Returns:
+    Owners int64 [N].
+
+  Raises:
+    InvalidInput: alpha <= 0 or num_clients < 1.
+  """
+  label = np.asarray(label)
+  _check_alpha(alpha)
+  _check_sizes(len(label), num_clients, 0)
+  classes = np.unique(label)
+  rng = np.random.RandomState(seed) if legacy else np.random.default_rng(seed)
+  if legacy:  # drawn there, and not used
+    rng.binomial(1, 1, size=(num_clients, len(classes)))
+  owner = np.empty(len(label), np.int64)
+  for y in classes:
+    rows = np.flatnonzero(label == y)
+    shares = rng.dirichlet([alpha] * num_clients)
+    owner[rows] = rng.choice(num_clients, size=len(rows), p=shares)
+  return owner
+
+
 def shards_partition(
   label: np.ndarray, *, num_clients: int, shards_per_client: int = 2, seed: int
 ) -> np.ndarray:
@@ -380,6 +425,7 @@ PARTITIONERS: Mapping[str, Partitioner] = types.MappingProxyType(
     'dirichlet': dirichlet_partition,
     'dirichlet_client': dirichlet_client_partition,
     'coarse_fine_dirichlet': coarse_fine_dirichlet_partition,
+    'multinomial_dirichlet': multinomial_dirichlet_partition,
     'shards': shards_partition,
     'quantity': quantity_partition,
     'classes': classes_partition,

@@ -10,7 +10,7 @@ federated learning?", 2022, https://arxiv.org/abs/2110.14216.
 Axis letters: C clients, N examples of a view, U units, S strata.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -351,6 +351,3 @@ def _participants(
   count = count or max(1, round(fraction * len(clients)))
   shuffled = np.random.default_rng(seed).permutation(clients)
   return np.sort(shuffled[:count])
-
-
-THREE_WAY: dict[str, Callable[..., FederatedDataset]] = {'three_way': three_way}

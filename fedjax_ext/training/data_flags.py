@@ -31,7 +31,7 @@ NAMED = {
   'data_source': data.SOURCES,
   'data_partition': data.PARTITIONERS,
   'data_skew': data.SKEWS,
-  'eval': {**data.THREE_WAY, 'parts': data.make_dataset},
+  'eval': {**data.SPLITTERS, 'parts': data.make_dataset},
 }
 
 
@@ -88,7 +88,7 @@ flags.DEFINE_string(
   'parts',
   'How clients and examples are split for reports: parts, as '
   '--data_*_fraction and the source say; one of these; or MODULE.FUNCTION:\n'
-  f'{calls.describe_all(data.THREE_WAY, reserved=GIVEN_EVAL)}',
+  f'{calls.describe_all(data.SPLITTERS, reserved=GIVEN_EVAL)}',
 )
 flags.DEFINE_integer(
   'eval_clients',
@@ -190,7 +190,7 @@ def _split_from_flags() -> Callable[..., data.FederatedDataset]:
     text.partition(':')[0] != 'parts',
     f'Expected eval=parts without settings, got {text}.',
   )
-  known = {**data.THREE_WAY, 'parts': data.make_dataset}
+  known = {**data.SPLITTERS, 'parts': data.make_dataset}
   function = calls.resolve('eval', text, known)
   calls.check_takes('eval', text, function, *GIVEN_EVAL)
   settings = calls.arguments('eval', text, function, reserved=GIVEN_EVAL)

@@ -279,7 +279,7 @@ class _Run:
     self.features = place_features(
       dataset.features, layout, memory_gb=schedule.data_memory_gb
     )
-    self.sizes = np.diff(next(iter(dataset.splits.values())).offsets)
+    self.sizes = np.diff(dataset.splits['train'].offsets)
     key = jax.random.key(seeds.init)
     self.server_state = layout.replicate(jax.jit(algorithm.init)(key))
     self.client_states = None
@@ -300,20 +300,26 @@ class _Run:
     self.last = self._evaluators(rest)
 
   def _evaluators(self, parts: Mapping[str, Part]) -> dict[str, Any]:
-    if not parts:
-      return {}
-    return {
-      name: make_evaluator(
-        predictor,
-        data=self.dataset.splits,
-        parts=parts,
-        features=self.features,
-        layout=self.layout,
-        batch_size=self.schedule.eval_batch_size,
-        seed=self.seeds.training,
-      )
-      for name, predictor in self.algorithm.predictors.items()
-    }
+    evaluators = {}
+    for name, predictor in self.algorithm.predictors.items():
+      personal = predictor.params is not None or predictor.adapt is not None
+      mine = {
+        part: one
+        for part, one in parts.items()
+        # Personal models say nothing of clients that never train.
+        if not personal or self.sizes[one.clients].any()
+      }
+      if mine:
+        evaluators[name] = make_evaluator(
+          predictor,
+          data=self.dataset.splits,
+          parts=mine,
+          features=self.features,
+          layout=self.layout,
+          batch_size=self.schedule.eval_batch_size,
+          seed=self.seeds.training,
+        )
+    return evaluators
 
   def __call__(
     self, signals: _Signals, picture: concurrent.futures.Future

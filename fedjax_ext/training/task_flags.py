@@ -13,12 +13,14 @@ from absl import flags
 from fedjax_ext import data
 from fedjax_ext.core import InvalidInput, validate
 from fedjax_ext.losses import Task, classification_task, next_token_task
+from fedjax_ext.losses.headed import HeadedTask, headed_task
 from fedjax_ext.models import (
   MODELS,
   Model,
   rematerialised,
   with_compute_dtype,
 )
+from fedjax_ext.models.heads import make_backbone
 from fedjax_ext.training import calls
 from fedjax_ext.training import flags as shared
 
@@ -117,6 +119,44 @@ def task_from_flags(dataset: data.FederatedDataset) -> Task:
     'Expected expected_length=0 for data without tokens, got '
     f'{FLAGS.expected_length}.',
   )
+  feature, preprocess, example = _inputs(dataset)
+  return classification_task(
+    model_from_flags(example, dataset.num_classes),
+    feature=feature,
+    preprocess=preprocess,
+  )
+
+
+def headed_task_from_flags(
+  dataset: data.FederatedDataset, test_counts: np.ndarray | None = None
+) -> HeadedTask:
+  """The backbone of --model on a dataset with images or vectors and labels.
+
+  Args:
+    dataset: columns [M, ...].
+    test_counts: test examples of each class [Y], for balanced accuracy.
+  """
+  feature, preprocess, example = _inputs(dataset)
+  text = FLAGS.model
+  builder = calls.resolve('model', text, MODELS)
+  given = shared.GIVEN_MODEL
+  calls.check_takes('model', text, builder, *given)
+  settings = calls.arguments('model', text, builder, reserved=given)
+  backbone = make_backbone(builder, input_shape=example.shape[1:], **settings)
+  return headed_task(
+    backbone,
+    num_classes=dataset.num_classes,
+    feature=feature,
+    preprocess=preprocess,
+    test_counts=test_counts,
+  )
+
+
+def _inputs(
+  dataset: data.FederatedDataset,
+) -> tuple[str, data.Preprocess | None, jax.ShapeDtypeStruct]:
+  """The input feature, its preprocessing, and what a model sees of 2 of it."""
+  features = dataset.features
   feature = 'image' if 'image' in features else 'x'
   validate.check(
     feature in features and 'label' in features,
@@ -135,12 +175,8 @@ def task_from_flags(dataset: data.FederatedDataset) -> Task:
       f'{["M", *column.shape[1:]]}.',
     )
     example = jax.eval_shape(lambda x: preprocess(None, x), example)
-  example = jax.ShapeDtypeStruct(example.shape, jnp.result_type(float))
-  return classification_task(
-    model_from_flags(example, dataset.num_classes),
-    feature=feature,
-    preprocess=preprocess,
-  )
+  dtype = jnp.result_type(float)
+  return feature, preprocess, jax.ShapeDtypeStruct(example.shape, dtype)
 
 
 def _check_numbers(feature: str, column: Any) -> None:

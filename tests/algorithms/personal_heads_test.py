@@ -17,15 +17,15 @@ from fedjax_ext.algorithms.ditto import ditto
 from fedjax_ext.algorithms.fed_babu import fed_babu
 from fedjax_ext.algorithms.fed_bn import fed_bn, norm_params, with_norms
 from fedjax_ext.algorithms.fed_etf import fed_etf
-from fedjax_ext.algorithms.fed_loge import (
+from fedjax_ext.algorithms.fed_per import fed_per
+from fedjax_ext.algorithms.fed_rep import fed_rep
+from fedjax_ext.algorithms.fed_rod import fed_rod
+from fedjax_ext.algorithms.fedloge import (
   PERSONAL,
   fed_loge,
   realign_global,
   realign_local,
 )
-from fedjax_ext.algorithms.fed_per import fed_per
-from fedjax_ext.algorithms.fed_rep import fed_rep
-from fedjax_ext.algorithms.fed_rod import fed_rod
 from fedjax_ext.core.pooled import evaluation_info
 from fedjax_ext.data import class_counts
 from fedjax_ext.losses.headed import (

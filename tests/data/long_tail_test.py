@@ -1,16 +1,22 @@
 """Long tails, the official split bit for bit, local tests, groups."""
 
+import dataclasses
+
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from fedjax_ext.core import InvalidInput
-from fedjax_ext.data import class_counts, make_columns
+from fedjax_ext.data import (
+  Columns,
+  class_counts,
+  make_columns,
+  multinomial_dirichlet_partition,
+)
 from fedjax_ext.data.long_tail import (
   group_classes,
   long_tail,
   long_tail_counts,
   long_tail_rows,
-  multinomial_dirichlet_partition,
   proportional_counts,
 )
 
@@ -230,9 +236,21 @@ class DatasetTest(absltest.TestCase):
       self.make(partition=None)
     with self.assertRaisesRegex(InvalidInput, 'imbalance'):
       self.make(imbalance=0.0)
-    columns = make_columns('data', {'x': np.ones(4), 'label': np.arange(4) % 2})
-    with self.assertRaisesRegex(InvalidInput, 'test split'):
+    columns = Columns('data', {'x': np.ones(4)}, 2)
+    with self.assertRaisesRegex(InvalidInput, '"label"'):
       long_tail(columns, partition=multinomial_dirichlet_partition)
+
+  def test_a_source_without_a_split(self):
+    columns = dataclasses.replace(self.columns, split=None)
+    data = long_tail(
+      columns,
+      partition=multinomial_dirichlet_partition,
+      num_clients=5,
+      largest=200,
+      imbalance=0.1,
+    )
+    self.assertEqual(data.splits['test'].num_examples, 240)
+    self.assertEqual(data.splits['train'].num_examples, 200 + 92 + 43 + 20)
 
 
 if __name__ == '__main__':

@@ -139,7 +139,9 @@ class AnyPartitionerTest(parameterized.TestCase):
     owner = BY_LABEL[name](label, num_clients=1, seed=0)
     self.assertEqual(owner.tolist(), [0] * 30)
 
-  @parameterized.parameters(*sorted({*BY_LABEL} - {'shards'}))
+  @parameterized.parameters(
+    *sorted({*BY_LABEL} - {'shards', 'multinomial_dirichlet'})
+  )
   def test_a_client_for_each_example(self, name):
     """N = C, with one class: nobody gets two."""
     settings = {'classes_per_client': 1} if name == 'classes' else {}
@@ -155,7 +157,8 @@ class AnyPartitionerTest(parameterized.TestCase):
     start = time.perf_counter()
     owner = BY_LABEL[name](label, num_clients=10_000, seed=0)
     self.assertLess(time.perf_counter() - start, 10)
-    self.assertLen(np.unique(owner), 10_000)
+    if name != 'multinomial_dirichlet':  # which has no minimum
+      self.assertLen(np.unique(owner), 10_000)
 
   @parameterized.parameters(*BY_LABEL)
   def test_no_client(self, name):

@@ -23,7 +23,7 @@ NAMED = {
   'server_data': data.SERVER_DATA,
   'data_partition': data.PARTITIONERS,
   'data_skew': data.SKEWS,
-  'eval': data.THREE_WAY,
+  'eval': data.SPLITTERS,
   'model': {**MODELS, 'dual_encoder': dual_encoder},
 }
 GIVEN = (*data_flags.GIVEN, *shared.GIVEN_MODEL, *data_flags.GIVEN_PARTITION)

@@ -1,0 +1,214 @@
+"""CReFF: a classifier re-trained at the server on federated features.
+
+Shang, Lu, Huang and Wang, "Federated learning on heterogeneous and long-tailed
+data via classifier re-training with federated features", 2022,
+https://arxiv.org/abs/2204.13399.
+
+Axis letters: C clients, D features, Y classes, M synthetic features of a class.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_ext.algorithms.fed_avg import ServerState, fed_avg
+from fedjax_ext.algorithms.personal_heads import head_predictors
+from fedjax_ext.core import (
+  ClientOutput,
+  ClientProgram,
+  FederatedAlgorithm,
+  Layout,
+  Phase,
+  PlanSpec,
+  finish,
+  for_each_client,
+  total,
+)
+from fedjax_ext.losses.headed import HeadedTask, body_of, join, with_head
+from fedjax_ext.models import params_of
+from fedjax_ext.models.heads import Head, apply_head
+
+PyTree = Any
+
+
+class CreffState(NamedTuple):
+  """The averaged model with its optimizer's state, and what is re-trained.
+
+  Attributes:
+    average: FedAvg's server state.
+    features: federated features [Y, M, D].
+    head: the classifier re-trained on them.
+  """
+
+  average: ServerState
+  features: jax.Array
+  head: Head
+
+  @property
+  def params(self) -> PyTree:
+    """The averaged model."""
+    return self.average.params
+
+
+def class_gradients(
+  head: Head, features: jax.Array, labels: jax.Array, weights: jax.Array
+) -> jax.Array:
+  """Sums by class of cross-entropy's gradients in the kernel.
+
+  Args:
+    head: of which to take gradients.
+    features: [N, D].
+    labels: int [N].
+    weights: of examples, [N].
+
+  Returns:
+    [Y, D, Y].
+  """
+  classes = head['bias'].size
+  error = jax.nn.softmax(apply_head(head, features)) - jax.nn.one_hot(
+    labels, classes
+  )
+  own = jax.nn.one_hot(labels, classes) * weights[:, None]
+  return jnp.einsum('ny,nd,nz->ydz', own, features, error)
+
+
+def creff(
+  task: HeadedTask,
+  *,
+  counts: np.ndarray,
+  client_optimizer: optax.GradientTransformation,
+  layout: Layout,
+  phase: Phase = Phase(),
+  features_per_class: int = 100,
+  match_steps: int = 100,
+  match_learning_rate: float = 0.1,
+  head_steps: int = 300,
+  head_learning_rate: float = 0.01,
+  debug: bool = False,
+) -> FederatedAlgorithm:
+  """Builds CReFF: FedAvg, and after each round a classifier for balanced data.
+
+  Clients also return, for each of their classes, the mean gradient of the
+  re-trained classifier on the features of the round's first model. The server
+  moves its federated features until their gradients agree, by the sum over
+  classes and class vectors of 1 - cosine, and trains the averaged head on them.
+
+  Args:
+    task: the backbone's task; the model is it and a linear head.
+    counts: train examples of every client and class [C, Y], for masks.
+    client_optimizer: any optax transformation.
+    layout: devices, lanes, waves.
+    phase: the local work.
+    features_per_class: M.
+    match_steps: of SGD on the features, a round.
+    match_learning_rate: of it.
+    head_steps: of full-batch SGD on the head, a round.
+    head_learning_rate: of it.
+    debug: run client by client in plain Python.
+  """
+  shape = (task.num_classes, features_per_class, task.num_features)
+  plain = fed_avg(
+    with_head(task),
+    client_optimizer=client_optimizer,
+    server_optimizer=optax.sgd(1.0),
+    layout=layout,
+    phase=phase,
+    debug=debug,
+  )
+
+  def step(shared: PyTree, sums: tuple, batch) -> tuple:
+    model, head = shared
+    features = task.frozen_features(body_of(model), batch)
+    labels, weights = task.labels(batch), batch.mask.astype(features.dtype)
+    own = jax.nn.one_hot(labels, task.num_classes) * weights[:, None]
+    gradients = class_gradients(head, features, labels, weights)
+    return sums[0] + gradients, sums[1] + own.sum(0)
+
+  def final(shared: PyTree, client, sums: tuple) -> ClientOutput:
+    gradients, examples = sums
+    mean = gradients / jnp.maximum(examples, 1)[:, None, None]
+    return ClientOutput((mean, (examples > 0) * 1.0), jnp.ones(()))
+
+  kernel = (task.num_features, task.num_classes)
+  program = ClientProgram(
+    lambda shared, client, key: (
+      jnp.zeros((task.num_classes, *kernel)),
+      jnp.zeros(task.num_classes),
+    ),
+    step,
+    final,
+  )
+  reducer = total()
+  run = for_each_client(program, reducer, layout=layout, debug=debug)
+
+  def init(key: jax.Array) -> CreffState:
+    model, features = jax.random.split(key)
+    average = plain.init(model)
+    return CreffState(
+      average,
+      jax.random.normal(features, shape),
+      params_of(average.params)['head'],
+    )
+
+  labels = jnp.repeat(jnp.arange(task.num_classes), features_per_class)
+  alike = jnp.full(labels.shape, 1 / features_per_class)
+
+  def mismatch(features: jax.Array, head: Head, wanted: jax.Array, some):
+    flat = features.reshape(-1, task.num_features)
+    got = class_gradients(head, flat, labels, alike)
+    norms = jnp.linalg.norm(got, axis=1) * jnp.linalg.norm(wanted, axis=1)
+    cosines = (got * wanted).sum(1) / (norms + 1e-6)  # [Y, Y]
+    return jnp.where(some[:, None], 1 - cosines, 0).sum()
+
+  @jax.jit
+  def retrain(state: CreffState, average: ServerState, output) -> CreffState:
+    ((sums, clients), _), _ = finish(reducer, output)
+    wanted = sums / jnp.maximum(clients, 1)[:, None, None]
+    some = clients > 0
+
+    def match(_, features):
+      slope = jax.grad(mismatch)(features, state.head, wanted, some)
+      return features - match_learning_rate * slope
+
+    features = jax.lax.fori_loop(0, match_steps, match, state.features)
+    flat = features.reshape(-1, task.num_features)
+    loss = lambda head: optax.softmax_cross_entropy_with_integer_labels(
+      apply_head(head, flat), labels
+    ).mean()
+    descend = lambda _, head: jax.tree.map(
+      lambda h, g: h - head_learning_rate * g, head, jax.grad(loss)(head)
+    )
+    start = params_of(average.params)['head']
+    head = jax.lax.fori_loop(0, head_steps, descend, start)
+    return CreffState(average, features, head)
+
+  def apply(state: CreffState, client_states, cohort):
+    shared = (state.params, state.head)
+    output, _ = run(shared, cohort, 'gradient')
+    average, _, metrics = plain.apply(state.average, None, cohort)
+    return retrain(state, average, output), client_states, metrics
+
+  def both(state: CreffState) -> PyTree:
+    params = params_of(state.params) | {'retrained': state.head}
+    return join(state.params, params)
+
+  return FederatedAlgorithm(
+    init=init,
+    apply=apply,
+    plans={
+      **plain.plans,
+      'gradient': PlanSpec((phase._replace(epochs=1, steps=None),)),
+    },
+    predictors=head_predictors(
+      task,
+      counts=counts,
+      global_logits={
+        'retrained': lambda p, f: apply_head(p['retrained'], f),
+        'average': lambda p, f: apply_head(p['head'], f),
+      },
+      shared_of=both,
+    ),
+  )
