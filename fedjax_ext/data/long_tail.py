@@ -48,11 +48,17 @@ def long_tail_counts(
     int64 [Y], falling.
   """
   validate.at_least('num_classes', num_classes, 2)
-  validate.check(
-    0 < imbalance <= 1, f'Expected 0 < imbalance <= 1, got {imbalance}.'
-  )
+  check_imbalance(imbalance)
   exponent = np.arange(num_classes) / (num_classes - 1.0)
   return np.array([int(largest * imbalance**e) for e in exponent], np.int64)
+
+
+def check_imbalance(imbalance: float) -> None:
+  """Checks the scalar 0 < imbalance <= 1; raises InvalidInput."""
+  validate.check(
+    0 < imbalance <= 1,
+    f'Expected 0 < imbalance <= 1, got imbalance={imbalance}.',
+  )
 
 
 def long_tail_rows(
@@ -179,6 +185,7 @@ def long_tail(
     partition is not None,
     'Expected a partition made here for long-tailed data, got client.',
   )
+  check_imbalance(imbalance)
   seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(9)]
   validate.check(
     'label' in columns.features,

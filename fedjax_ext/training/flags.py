@@ -180,7 +180,7 @@ def schedule_from_flags() -> Schedule:
     num_rounds=FLAGS.num_rounds,
     eval_every=FLAGS.eval_every,
     # The gaps of a three-way report need the train part.
-    eval_train=FLAGS.eval_train or FLAGS.eval != 'parts',
+    eval_train=FLAGS.eval_train or FLAGS.eval.partition(':')[0] == 'three_way',
     checkpoint_every=FLAGS.checkpoint_every,
     keep_checkpoints=FLAGS.keep_checkpoints,
     prefetch=FLAGS.prefetch,

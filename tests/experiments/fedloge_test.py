@@ -1,0 +1,124 @@
+"""The FedLoGe binary: every method, heads and masks in reports, bad input."""
+
+import json
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+
+from tests.experiments import runs
+
+MODULE = 'experiments.fedloge.run'
+TINY = [
+  '--data_source=digits',
+  '--data_partition=multinomial_dirichlet:num_clients=8,alpha=0.5',
+  '--eval=long_tail:imbalance=0.1,largest=120',
+  '--model=group_norm_cnn:widths=4/12,groups=2,pool=mean',
+  '--num_rounds=2',
+  '--cohort_size=4',
+  '--client_batch_size=16',
+  '--eval_every=2',
+  '--num_devices=1',
+]
+METHODS = (
+  'fedloge',
+  'fed_avg',
+  'fed_prox',
+  'local_training',
+  'ditto',
+  'fed_per',
+  'fed_rep',
+  'fed_babu',
+  'fed_bn',
+  'fed_rod',
+  'fed_etf',
+  'creff',
+)
+NO_GENERIC = ('local_training', 'fed_per', 'fed_rep')
+FINE_TUNED = ('fed_avg', 'fed_prox', 'fed_babu', 'fed_etf')
+BAD = {
+  'classes': (['--model=group_norm_cnn:widths=4/8,pool=mean'], ['10', '8']),
+  'features': (['--model=softmax_regression'], ['softmax_regression']),
+  'partition': (['--data_partition=iid:num_clients=0'], ['num_clients', '0']),
+  'imbalance': (['--eval=long_tail:imbalance=2'], ['imbalance', '2']),
+  'eval': (['--eval=three_way'], ['--eval=long_tail']),
+  'norms': (
+    ['--algorithm=fed_bn', '--model=mlp:hidden=20'],
+    ['normalisation', 'fed_bn'],
+  ),
+}
+
+
+class FedLoGeTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(
+      self.enter_context(tempfile.TemporaryDirectory())
+    )
+
+  def test_methods(self):
+    results = runs.several(
+      *(
+        [*TINY, f'--workdir={self.folder / name}', f'--algorithm={name}']
+        for name in METHODS
+      ),
+      module=MODULE,
+    )
+    for name, (code, stdout, stderr) in zip(METHODS, results, strict=True):
+      with self.subTest(name):
+        self.assertEqual(code, 0, stderr)
+        final = json.loads((self.folder / name / 'final.json').read_text())
+        metrics = final['metrics']
+        self.assertEqual(metrics['test/examples'], 360)
+        self.assertEqual(
+          'test/accuracy/pooled' in metrics, name not in NO_GENERIC
+        )
+        for metric in ('accuracy', 'accuracy_masked', 'balanced_accuracy'):
+          value = metrics[f'personal:local_test/{metric}/mean']
+          self.assertBetween(value, 0, 1)
+          self.assertIn(f'personal:local_test_head/{metric}/mean', metrics)
+        # Personal models say nothing of the pooled test set.
+        self.assertNotIn('personal:test/accuracy/pooled', metrics)
+        self.assertEqual(
+          'fine_tuned:local_test/accuracy_masked/mean' in metrics,
+          name in FINE_TUNED,
+        )
+        self.assertIn('personal=', stdout.splitlines()[-1])
+    heads = json.loads((self.folder / 'fedloge' / 'final.json').read_text())
+    for name in (
+      'test/accuracy_classifier/pooled',
+      'test/balanced_accuracy_auxiliary/pooled',
+      'test_tail/accuracy/pooled',
+      'personal:local_test/accuracy_transfer_only_masked/mean',
+      'personal:local_test_tail/accuracy_global_realigned/mean',
+    ):
+      self.assertIn(name, heads['metrics'])
+
+  def test_bad_input(self):
+    results = runs.several(
+      *(
+        [*TINY, f'--workdir={self.folder / name}', *flags]
+        for name, (flags, _) in BAD.items()
+      ),
+      module=MODULE,
+    )
+    for (name, (_, said)), result in zip(BAD.items(), results, strict=True):
+      with self.subTest(name):
+        code, stdout, stderr = result
+        line = stderr.splitlines()[-1]
+        self.assertRegex(line, '^error: ')
+        for words in said:
+          self.assertIn(words, line)
+        self.assertEqual((code, stdout), (2, ''), stderr)
+        self.assertNotIn('Traceback', stderr)
+
+  def test_same_again(self):
+    flags = [MODULE, *TINY]
+    first, second = self.folder / 'a', self.folder / 'b'
+    for workdir in (first, second):
+      self.assertEqual(runs.run(workdir, *flags).returncode, 0)
+    self.assertEqual(runs.outcome(first), runs.outcome(second))
+
+
+if __name__ == '__main__':
+  absltest.main()
