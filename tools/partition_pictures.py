@@ -33,6 +33,7 @@ SETTINGS: Mapping[str, Mapping[str, float | str]] = {
   'shards': {'shards_per_client': 2},
   'quantity': {'alpha': 1.0},
   'classes': {'classes_per_client': 3},
+  'multinomial_dirichlet': {'alpha': 0.3},
   'coarse_fine_dirichlet': {'coarse_alpha': 1, 'fine_alpha': 10},
   'semantic': {'components': 8, 'covariance': 'diag'},
   'rotate': {'num_groups': 4},

@@ -6,8 +6,8 @@ Axis letters: C clients, N examples of a view, Y classes.
 import numpy as np
 
 from fedjax_ext.core import validate
+from fedjax_ext.data.draws import apportion
 from fedjax_ext.data.federated_data import FederatedData
-from fedjax_ext.data.partition import apportion
 
 
 def stratified_mask(

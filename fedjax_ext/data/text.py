@@ -211,6 +211,19 @@ def text_jsonl(
 def read_jsonl(
   path: pathlib.Path, client: str, text: str
 ) -> Iterator[tuple[str, list[bytes]]]:
+  """The clients of a FILE.jsonl or FILE.jsonl.gz with an object on each line.
+
+  Args:
+    path: the file.
+    client: the field with a client's name.
+    text: the field with a list of its texts, or with texts by name.
+
+  Yields:
+    (name, texts).
+
+  Raises:
+    InvalidInput: a line is broken; the message says which.
+  """
   opener = gzip.open if path.suffix == '.gz' else open
   number = 0
   try:

@@ -23,8 +23,9 @@ from fedjax_ext.data.datasets import (
   assign_clients,
   limit_parts,
 )
+from fedjax_ext.data.draws import apportion
 from fedjax_ext.data.federated_data import FederatedData, from_assignment
-from fedjax_ext.data.partition import Partitioner, apportion
+from fedjax_ext.data.partition import Partitioner
 from fedjax_ext.data.skew import Skew
 from fedjax_ext.data.splits import check_fraction
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_ext.core import InvalidInput
-from fedjax_ext.data import partition
+from fedjax_ext.data import dirichlet, draws, partition
 from fedjax_ext.data.partition import (
   PARTITIONERS,
   apportion,
@@ -542,10 +542,10 @@ class CoarseFineTest(absltest.TestCase):
 class MixesTest(absltest.TestCase):
   def test_spread_of_one_probability(self):
     """Oracle G12: Dirichlet(100 * uniform) over ten classes."""
-    logs = partition._log_gammas(
+    logs = draws.log_gammas(
       np.random.default_rng(0), np.full(10, 10.0), (40_000, 10)
     )
-    deviation = partition._softmax(logs)[:, 0].std()
+    deviation = draws.softmax(logs)[:, 0].std()
     self.assertAlmostEqual(deviation, 0.0298511, delta=3e-4)
 
 
@@ -635,7 +635,7 @@ class QuantityTest(parameterized.TestCase):
     """As when each missing example is taken from the largest client in turn."""
     minimum = draw.draw(st.integers(0, sum(sizes) // len(sizes)))
     counts = np.array(sizes)[:, None]
-    partition._raise_minimum(counts, minimum)
+    dirichlet._raise_minimum(counts, minimum)
     got = partition._at_least(np.array(sizes), minimum)
     self.assertEqual(sorted(got), sorted(counts[:, 0]))
     self.assertGreaterEqual(got.min(), minimum)

@@ -26,7 +26,10 @@ class FlagFilesTest(parameterized.TestCase):
     self.assertEqual(done.stdout, '')
 
   def test_there_are_experiments(self):
-    self.assertContainsSubset(['fed_avg', 'mixed_fl', 'retrieval'], EXPERIMENTS)
+    self.assertContainsSubset(
+      ['fed_avg', 'fedloge', 'mixed_fl', 'participation_gap', 'retrieval'],
+      EXPERIMENTS,
+    )
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ class SmokeTableTest(parameterized.TestCase):
     ('fed_avg', 'table', ('FedAvg', 'SCAFFOLD', 'Local training')),
     ('retrieval', 'synthetic', ('Batch softmax', 'Global softmax')),
     ('mixed_fl', 'table', ('PARALLEL TRAINING', 'Oracle')),
+    ('participation_gap', 'reference', ('Natural', r'Semantic \(KL\)')),
   )
   @pytest.mark.slow
   def test_smoke(self, paper, table, rows):
