@@ -8,7 +8,7 @@ Axis letters: H height, W width, D features, T time steps.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -66,7 +66,7 @@ def group_norm_cnn(
   input_shape: tuple[int, ...],
   widths: tuple[int, ...] = (32, 64, 64),
   groups: int = 8,
-  pool: Literal['flatten', 'mean'] = 'flatten',
+  pool: str = 'flatten',
 ) -> Model:
   """`GroupNormCNN`: one block for each width."""
   validate.one_of('pool', pool, ('flatten', 'mean'))

@@ -68,6 +68,7 @@ class FinishedRunTest(TestCase):
     self.assertEqual(
       sorted(path.name for path in workdir.glob('[!.]*')),
       [
+        'bands.png',
         'checkpoints',
         'curves.png',
         'final.json',
