@@ -108,9 +108,7 @@ def judge(
   dataset: str,
   results: Sequence[results_lib.Result],
   *,
-  metric: str,
-  scale: float,
-  direction: str,
+  spec: spec_lib.TableSpec,
 ) -> Verdict:
   """Judges one claim on one data set.
 
@@ -118,30 +116,33 @@ def judge(
     claim: the claim.
     dataset: the column.
     results: every result of the table.
-    metric: the table's metric.
-    scale: shown = scale * measured.
-    direction: 'higher' or 'lower', whichever is better.
+    spec: the table.
 
   Returns:
     The verdict. A seed that has no figure in either row leaves the claim
     undecided: dropping it would judge the survivors alone.
   """
-  figures = {
-    (result.cell.row, result.cell.seed): results_lib.measure(result, metric)
+  ended = {
+    (result.cell.row, result.cell.seed): result
     for result in results
     if result.cell.dataset == dataset
   }
-  sign = -scale if direction == 'lower' else scale
-  rows = [row for row in (claim.better, claim.worse) if row]
+  sign = -1 if spec.direction == 'lower' else 1
+  sides = [(claim.better, claim.figure or spec.metric)]
+  if claim.worse:
+    sides.append((claim.worse, claim.against or sides[0][1]))
   differences, missing = [], []
-  for seed in dict.fromkeys(seed for _, seed in figures):
-    pair = [figures[row, seed] for row in rows]
+  for seed in dict.fromkeys(seed for _, seed in ended):
+    pair = [
+      results_lib.measure_figure(spec, ended[row, seed], figure)
+      for row, figure in sides
+    ]
     if all(figure.value is not None for figure in pair):
-      values = [figure.value for figure in pair]
-      gain = values[0] - sum(values[1:])
+      values = [spec.scale * figure.value for figure in pair]
+      gain = values[0] - sum(values[1:]) - claim.level
       differences.append((seed, sign * gain))
       continue
-    for row, figure in zip(rows, pair, strict=True):
+    for (row, _), figure in zip(sides, pair, strict=True):
       if figure.value is None:
         missing.append(f'{row}, seed {seed}: {figure.status}')
   n = len(differences)
@@ -164,14 +165,7 @@ def judge_all(
   """Judges every claim on each of its data sets that was run."""
   ran = dict.fromkeys(result.cell.dataset for result in results)
   return [
-    judge(
-      claim,
-      dataset,
-      results,
-      metric=spec.metric,
-      scale=spec.scale,
-      direction=spec.direction,
-    )
+    judge(claim, dataset, results, spec=spec)
     for claim in spec.claims
     for dataset in ran
     if dataset in claim.datasets
@@ -229,7 +223,7 @@ def judge_slope(
     if cell.row != slope.row or not x:
       continue
     columns.setdefault(cell.seed, set()).add(cell.dataset)
-    figure = results_lib.measure(result, spec.metric)
+    figure = results_lib.measure_figure(spec, result, spec.metric)
     if figure.value is None:
       missing.append(f'{cell.dataset}, seed {cell.seed}: {figure.status}')
     else:

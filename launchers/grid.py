@@ -138,7 +138,8 @@ def report_cells(
   """
   cells = []
   for dataset, row in _pairs(spec, plan):
-    untuned = tuple((name, _NOT_YET_TUNED) for name, _ in row.tune)
+    tuned = row.tune if spec.tunes(row, plan.preset) else ()
+    untuned = tuple((name, _NOT_YET_TUNED) for name, _ in tuned)
     values = choices.get((row.tuned_on(dataset.name), row.name), untuned)
     folder = f'{spec_lib.slug(dataset.name)}/{spec_lib.slug(row.name)}'
     for seed in plan.seeds_of(dataset.name):
@@ -174,6 +175,7 @@ def tuning_cells(spec: spec_lib.TableSpec, plan: Plan) -> list[Cell]:
   tuned = dict.fromkeys(
     (row.tuned_on(dataset.name), row.name)
     for dataset, row in _pairs(spec, plan)
+    if spec.tunes(row, plan.preset)
   )
   datasets = {dataset.name: dataset for dataset in spec.datasets}
   rows = {row.name: row for row in spec.rows}
@@ -198,7 +200,7 @@ def tuning_cells(spec: spec_lib.TableSpec, plan: Plan) -> list[Cell]:
           row,
           seed=spec.tuning.seed,
           values=values,
-          extra=spec.tuning.flags,
+          extra=(*spec.tuning.flags, *dataset.tuning),
           workdir=workdir,
         )
       )

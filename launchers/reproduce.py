@@ -221,7 +221,9 @@ def _exit_code(
       lines.append(f'{result.cell.label}: {result.reason}{where}')
       continue
     if result.cell in {r.cell for r in report.results}:
-      figure = results_lib.measure(result, report.spec.metric)
+      figure = results_lib.measure_figure(
+        report.spec, result, report.spec.metric
+      )
       if figure.status == 'failed':
         lines.append(f'{result.cell.label}: {figure.reason}')
   for line in lines:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from launchers import grid
+from launchers import spec as spec_lib
 
 Status = Literal['ok', 'diverged', 'failed']
 
@@ -76,6 +77,21 @@ def measure(result: Result, metric: str) -> Measure:
   if not math.isfinite(value):
     return Measure('diverged', reason=f'{metric} is {value}')
   return Measure('ok', float(value))
+
+
+def measure_figure(
+  spec: spec_lib.TableSpec, result: Result, figure: str
+) -> Measure:
+  """Takes a figure out of a result, wherever the result's row has it."""
+  return measure(result, spec.key(result.cell.row, figure))
+
+
+def lacks(spec: spec_lib.TableSpec, result: Result, figure: str) -> bool:
+  """Whether a run that ended well has no such figure at all."""
+  key = spec.key(result.cell.row, figure)
+  return not key or (
+    result.final is not None and key not in result.final.metrics
+  )
 
 
 def read_final(workdir: pathlib.Path) -> Final | None:

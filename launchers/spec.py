@@ -9,6 +9,11 @@ The format, with every key (those marked optional may be left out):
                                       # figure of which no side is better
     scale = 100.0                     # optional: shown = scale * measured
     also = ['test/loss/pooled']       # optional: more metrics, shown beside
+    figures = { GM = 'test/accuracy/pooled' }  # optional: names of metrics,
+                                      # to stand wherever a metric may
+    [[details]]                       # optional: a table of its own for each
+    title = 'Heads'                   # data set; '-' where a row lacks one
+    metrics = ['GM', 'GM tail']
     x_label = 'clients'               # optional: what x of a data set is
     [presets.smoke]                   # any of smoke, small, paper
     seeds = [1]
@@ -21,22 +26,30 @@ The format, with every key (those marked optional may be left out):
     tune_on = 'digits'                # optional: one column, for all of them
     published = { digits = { value = 96.1, source = 'Table 2' } }  # optional
     datasets = ['digits']             # optional: every column
+    figures = { GM = 'other/accuracy/pooled' }  # optional: where this row has
+                                      # a figure; '' if it has none
     [[datasets]]                      # one column
     name = 'digits'
     flagfile = 'flags/digits.flags'   # relative to experiments/NAME
     flags = []                        # optional
     presets = { small = ['--num_rounds=50'] }                      # optional
     seeds = { small = [1, 2] }        # optional: instead of the preset's
+    tuning = []                       # optional: flags of tuning runs only
     x = 38.0                          # optional, for all: axis of plot.png
     [tuning]                          # needed when any row has `tune`
     seed = 1000                       # no preset may report it
     metric = 'validation/accuracy/pooled'
     direction = 'higher'              # optional: the table's direction
     flags = []                        # optional: for tuning runs only
+    presets = ['small']               # optional: which tune; the others run
+                                      # on the flags as they stand
     [[claims]]                        # optional
     text = 'FedAvg beats local training'
     better = 'FedAvg'
-    worse = 'Local'                   # optional: without it, against 0
+    worse = 'Local'                   # optional: without it, against `level`
+    level = 85.0                      # optional: shown points, 0 by default
+    figure = 'GM'                     # optional: the table's metric
+    against = 'GM tail'               # optional: of `worse`, by default figure
     datasets = ['digits']             # optional: every column
     margin = 1.0                      # optional: shown points that count as 0
     kind = 'better'                   # optional: or 'equal', within the margin;
@@ -97,7 +110,8 @@ class Published:
 class Row:
   """One method: its flags, its tuning grid and its published numbers.
 
-  `tune` holds (flag name, values as text) pairs; `published` is by data set.
+  `tune` holds (flag name, values as text) pairs; `published` is by data set;
+  `figures` says under which metric the row has a figure, '' that it has none.
   """
 
   name: str
@@ -106,6 +120,7 @@ class Row:
   published: Mapping[str, Published]
   datasets: tuple[str, ...]
   tune_on: str = ''
+  figures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def tuned_on(self, dataset: str) -> str:
     """The column whose tuning a column takes."""
@@ -125,6 +140,7 @@ class Dataset:
   presets: Mapping[str, tuple[str, ...]]
   seeds: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
   x: float | None = None
+  tuning: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +151,15 @@ class Tuning:
   metric: str
   direction: str
   flags: tuple[str, ...]
+  presets: tuple[str, ...] = PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
   """One claim of the paper: row `better` beats row `worse` on `datasets`.
 
-  Without `worse` it is about the row's own figure.
+  Without `worse` the row's own figure is compared with `level`. `figure` is
+  that of `better`, `against` that of `worse`; '' stands for the table's metric.
   """
 
   text: str
@@ -150,6 +168,9 @@ class Claim:
   datasets: tuple[str, ...]
   margin: float
   kind: str = 'better'
+  level: float = 0.0
+  figure: str = ''
+  against: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +212,14 @@ class Limit:
 
 
 @dataclasses.dataclass(frozen=True)
+class Detail:
+  """Further figures of all rows that have them, in a table of their own."""
+
+  title: str
+  metrics: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class TableSpec:
   """A whole table.toml, checked."""
 
@@ -209,6 +238,23 @@ class TableSpec:
   limits: tuple[Limit, ...] = ()
   slopes: tuple[Slope, ...] = ()
   x_label: str = ''
+  figures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  details: tuple[Detail, ...] = ()
+
+  def key(self, row: str, figure: str) -> str:
+    """The metric of final.json that holds a row's figure, '' if none does."""
+    own = next((r.figures for r in self.rows if r.name == row), {})
+    return own.get(figure, self.figures.get(figure, figure))
+
+  def tunes(self, row: Row, preset: str) -> bool:
+    """Whether a preset chooses values for a row by validation."""
+    return bool(row.tune) and preset in self.tuning.presets
+
+  @property
+  def further(self) -> tuple[str, ...]:
+    """All figures beside the table's own metric, each once."""
+    names = [*self.also, *(m for d in self.details for m in d.metrics)]
+    return tuple(n for n in dict.fromkeys(names) if n != self.metric)
 
   @property
   def decimals(self) -> int:
@@ -263,7 +309,10 @@ def parse_table(text: str, *, file: str) -> TableSpec:
   top = fields.Section(file, '', data, known)
   datasets = tuple(_dataset(s) for s in top.tables('datasets', Dataset))
   columns = _unique(top, 'datasets', [dataset.name for dataset in datasets])
-  rows = tuple(_row(s, columns) for s in top.tables('rows', Row))
+  figures = top.get('figures', fields.dict_of(None), {})
+  named = fields.Section(file, 'figures', figures, list(figures))
+  figures = {name: named.get(name, fields.text) for name in figures}
+  rows = tuple(_row(s, columns, figures) for s in top.tables('rows', Row))
   names = _unique(top, 'rows', [row.name for row in rows])
   direction = top.get('direction', fields.one_of(DIRECTIONS), 'higher')
   presets = {
@@ -288,7 +337,15 @@ def parse_table(text: str, *, file: str) -> TableSpec:
     presets=presets,
     rows=rows,
     datasets=datasets,
-    tuning=_tuning(top, direction, rows),
+    tuning=_tuning(top, direction, rows, figures),
+    figures=figures,
+    details=tuple(
+      Detail(
+        s.get('title', fields.text),
+        s.get('metrics', fields.list_of(fields.text)),
+      )
+      for s in top.tables('details', Detail, [])
+    ),
     claims=tuple(
       _claim(s, names, columns) for s in top.tables('claims', Claim, [])
     ),
@@ -358,7 +415,11 @@ def _preset(section: fields.Section, columns: Sequence[str]) -> Preset:
   )
 
 
-def _row(section: fields.Section, columns: Sequence[str]) -> Row:
+def _row(
+  section: fields.Section,
+  columns: Sequence[str],
+  figures: Mapping[str, str],
+) -> Row:
   grid = section.get('tune', fields.dict_of(None), {})
   tune = fields.Section(section.file, f'{section.where}.tune', grid, list(grid))
   table = section.get('published', fields.dict_of(columns), {})
@@ -373,6 +434,10 @@ def _row(section: fields.Section, columns: Sequence[str]) -> Row:
   for name in grid:
     if not re.fullmatch(r'[A-Za-z_]\w*', name) or name in _OWN_FLAGS:
       tune.fail(name, 'expected the name of a flag, without dashes')
+  own = section.get('figures', fields.dict_of(list(figures)), {})
+  for name, key in own.items():
+    if not isinstance(key, str):
+      section.fail('figures', f'expected a metric for {name}, got {key!r}')
   if 'tune_on' in section.data and not grid:
     section.fail('tune_on', 'the row has nothing to tune')
   return Row(
@@ -384,6 +449,7 @@ def _row(section: fields.Section, columns: Sequence[str]) -> Row:
       'datasets', fields.list_of(fields.one_of(columns)), columns
     ),
     tune_on=section.get('tune_on', fields.one_of(columns), ''),
+    figures=own,
   )
 
 
@@ -400,11 +466,15 @@ def _dataset(section: fields.Section) -> Dataset:
     presets={name: presets.get(name, _flags) for name in extra},
     seeds={name: seeds.get(name, fields.list_of(fields.whole)) for name in own},
     x=section.get('x', fields.positive, None),
+    tuning=section.get('tuning', _flags, ()),
   )
 
 
 def _tuning(
-  top: fields.Section, direction: str, rows: Sequence[Row]
+  top: fields.Section,
+  direction: str,
+  rows: Sequence[Row],
+  figures: Mapping[str, str],
 ) -> Tuning | None:
   if 'tuning' not in top.data:
     tuned = [row.name for row in rows if row.tune]
@@ -415,13 +485,19 @@ def _tuning(
   # A table without a better side has to say which one its tuning has.
   default = () if direction == 'neither' else (direction,)
   metric = section.get('metric', fields.text)
-  if not metric.startswith('validation/'):
-    section.fail('metric', f'expected validation/..., got {metric!r}')
+  keys = {row.figures.get(metric, figures.get(metric, metric)) for row in rows}
+  for key in sorted(keys):
+    # A personal model's metrics stand behind its name: 'personal:validation/'.
+    if not key.rpartition(':')[2].startswith('validation/'):
+      section.fail('metric', f'expected validation/..., got {key!r}')
   return Tuning(
     seed=section.get('seed', fields.whole),
     metric=metric,
     direction=section.get('direction', fields.one_of(DIRECTIONS[:2]), *default),
     flags=section.get('flags', _flags, ()),
+    presets=section.get(
+      'presets', fields.list_of(fields.one_of(PRESETS)), PRESETS
+    ),
   )
 
 
@@ -439,8 +515,16 @@ def _claim(
     kind=section.get(
       'kind', fields.one_of(('better', 'equal', 'zero')), 'better'
     ),
+    level=section.get('level', fields.number, 0.0),
+    figure=section.get('figure', fields.text, ''),
+    against=section.get('against', fields.text, ''),
   )
-  if claim.better == claim.worse:
+  if claim.level and claim.worse:
+    section.fail('level', 'is for claims without worse')
+  if claim.against and not claim.worse:
+    section.fail('against', 'is the figure of worse, which is not there')
+  same = claim.against in ('', claim.figure)
+  if claim.better == claim.worse and same:
     section.fail('worse', f'is the same row as better, {claim.better!r}')
   return claim
 

@@ -50,7 +50,7 @@ def summarise(
   Args:
     spec: the table.
     results: of its cells.
-    metric: instead of the table's.
+    metric: instead of the table's; rows that lack it have no group then.
 
   Returns:
     One group for each row and data set.
@@ -61,7 +61,12 @@ def summarise(
     groups.setdefault(key, []).append(result)
   summary = []
   for (row, dataset), members in groups.items():
-    figures = [results_lib.measure(m, metric or spec.metric) for m in members]
+    if metric and all(results_lib.lacks(spec, m, metric) for m in members):
+      continue
+    figures = [
+      results_lib.measure_figure(spec, m, metric or spec.metric)
+      for m in members
+    ]
     statuses = [figure.status for figure in figures]
     summary.append(
       Group(

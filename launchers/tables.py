@@ -57,10 +57,12 @@ def markdown(report: Report) -> str:
     _results_table(spec, groups),
     *_also_section(report),
     f'Mean ± standard deviation over n seeds of `{spec.metric}`'
+    + _spelled(spec)
     + _unit(spec)
     + _better(spec)
     + '. "Published" is the paper\'s own number '
     'with its place; "not found" where no source was read.',
+    *_details_section(report),
     '## Cells',
     _cells_table(groups),
   ]
@@ -105,7 +107,7 @@ def csv_text(report: Report) -> str:
 def _csv_line(report: Report, result: results_lib.Result) -> dict[str, Any]:
   """Returns one line of table.csv by the names of its columns."""
   cell, final = result.cell, result.final
-  figure = results_lib.measure(result, report.spec.metric)
+  figure = results_lib.measure_figure(report.spec, result, report.spec.metric)
   value = figure.value
   row = next(row for row in report.spec.rows if row.name == cell.row)
   source = row.published.get(cell.dataset)
@@ -120,8 +122,8 @@ def _csv_line(report: Report, result: results_lib.Result) -> dict[str, Any]:
     'value': None if value is None else report.spec.scale * value,
     **{
       metric: None if also.value is None else report.spec.scale * also.value
-      for metric in report.spec.also
-      for also in [results_lib.measure(result, metric)]
+      for metric in report.spec.further
+      for also in [results_lib.measure_figure(report.spec, result, metric)]
     },
     'published': source.value if source else 'not found',
     'published_source': source.source if source else None,
@@ -242,7 +244,11 @@ def _tuning_section(report: Report) -> list[str]:
       ]
     )
   counts = {line[2] for line in lines}
-  untuned = [row.name for row in report.spec.rows if not row.tune]
+  untuned = [
+    row.name
+    for row in report.spec.rows
+    if not report.spec.tunes(row, report.plan.preset)
+  ]
   notes = (
     f'Chosen by the best `{setting.metric}` ({setting.direction} is better) '
     f'with seed {setting.seed}, which no reported run uses; every candidate '
@@ -305,10 +311,13 @@ def _claims_section(report: Report) -> list[str]:
 
 def _compared(claim: spec_lib.Claim) -> str:
   """What is compared: 'A - B', 'A = B', 'A ~ 0', ..."""
+  named = lambda row, figure: f'{row} ({figure})' if figure else row
+  better = named(claim.better, claim.figure)
+  worse = claim.worse and named(claim.worse, claim.against or claim.figure)
   if claim.kind == 'zero':
-    return f'{claim.better} {f"- {claim.worse} " if claim.worse else ""}~ 0'
-  sign = '=' if claim.kind == 'equal' else '-' if claim.worse else '> 0'
-  return f'{claim.better} {sign} {claim.worse}'.rstrip()
+    return f'{better} {f"- {worse} " if worse else ""}~ {claim.level:g}'
+  sign = '=' if claim.kind == 'equal' else '-' if worse else '>'
+  return f'{better} {sign} {worse or f"{claim.level:g}"}'
 
 
 def _slopes_section(report: Report) -> list[str]:
@@ -365,6 +374,44 @@ def _also_section(report: Report) -> list[str]:
     for row in spec.rows
   ]
   return [_table(header, lines)]
+
+
+def _details_section(report: Report) -> list[str]:
+  """A table for each group of further figures and each data set."""
+  spec, sections = report.spec, []
+  for detail in spec.details:
+    groups = {
+      (group.dataset, group.row, metric): group
+      for metric in detail.metrics
+      for group in summary.summarise(spec, report.results, metric=metric)
+    }
+    for dataset in dict.fromkeys(dataset for dataset, _, _ in groups):
+      rows = dict.fromkeys(row for d, row, _ in groups if d == dataset)
+      lines = [
+        [
+          row,
+          *(
+            summary.show(group, decimals=spec.decimals) if group else '-'
+            for metric in detail.metrics
+            for group in [groups.get((dataset, row, metric))]
+          ),
+        ]
+        for row in (r.name for r in spec.rows)
+        if row in rows
+      ]
+      sections += [
+        f'## {detail.title}: {dataset}',
+        _table(['', *detail.metrics], lines),
+      ]
+  if spec.figures:
+    lines = [f'- {name}: `{key}`' for name, key in spec.figures.items()]
+    lines += [
+      f'- {name} of {row.name}: ' + (f'`{key}`' if key else 'it has none')
+      for row in spec.rows
+      for name, key in row.figures.items()
+    ]
+    sections += ['## What the figures are', '\n'.join(lines)]
+  return sections
 
 
 def _relatives_section(report: Report) -> list[str]:
@@ -545,6 +592,12 @@ def _better(spec: spec_lib.TableSpec) -> str:
   if spec.direction == 'neither':
     return ''
   return f'; {spec.direction} is better'
+
+
+def _spelled(spec: spec_lib.TableSpec) -> str:
+  """The metric behind the table's own, where that is a name."""
+  key = spec.figures.get(spec.metric)
+  return f' (`{key}`)' if key else ''
 
 
 def _unit(spec: spec_lib.TableSpec) -> str:

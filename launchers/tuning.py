@@ -56,7 +56,7 @@ def choose_all(
     return []
   groups: dict[tuple[str, str], list[Candidate]] = {}
   for result in results:
-    figure = results_lib.measure(result, spec.tuning.metric)
+    figure = results_lib.measure_figure(spec, result, spec.tuning.metric)
     key = (result.cell.dataset, result.cell.row)
     groups.setdefault(key, []).append(Candidate(result.cell.values, figure))
   sizes = {row.name: len(grid.candidates(row)) for row in spec.rows}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import flags
 
+from experiments.fedloge.norms import report_norms
 from fedjax_ext.algorithms import fed_avg, fed_prox, local_training
 from fedjax_ext.algorithms.creff import creff
 from fedjax_ext.algorithms.ditto import ditto
@@ -33,6 +34,7 @@ from fedjax_ext.models.heads import sparse_etf
 from fedjax_ext.training import app, seed_flags, task_flags
 from fedjax_ext.training import flags as shared
 from fedjax_ext.training.experiment import run_experiment
+from fedjax_ext.training.loop import Finish
 
 FLAGS = flags.FLAGS
 # Methods that are a function of the task, class counts and what is common.
@@ -69,7 +71,10 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_float('proximal_weight', 0.01, 'FedProx: mu; Ditto: lambda.')
 flags.DEFINE_integer(
-  'fine_tuning_epochs', 1, 'Local epochs before a fine-tuned model is scored.'
+  'fine_tuning_epochs',
+  1,
+  'Local epochs before a fine-tuned model is scored; with 0 fed_avg and '
+  'fed_prox have none.',
 )
 flags.adopt_module_key_flags(shared)
 flags.adopt_module_key_flags(task_flags)
@@ -149,13 +154,24 @@ def _plain(
     algorithm = fed_prox(plain, proximal_weight=FLAGS.proximal_weight, **common)
   else:
     algorithm = fed_avg(plain, **common)
-  return algorithm._replace(
-    predictors=fine_tuned_predictors(
-      task,
-      counts=counts,
-      optimizer=common['client_optimizer'],
-      phase=_fine_tuning(),
-    )
+  predictors = fine_tuned_predictors(
+    task,
+    counts=counts,
+    optimizer=common['client_optimizer'],
+    phase=_fine_tuning(),
+  )
+  if not FLAGS.fine_tuning_epochs:
+    del predictors['fine_tuned']
+  return algorithm._replace(predictors=predictors)
+
+
+def make_finish(dataset: FederatedDataset) -> Finish:
+  """What to say of the last heads: their norms by class."""
+  return functools.partial(
+    report_norms,
+    counts=count_classes(dataset, 'train'),
+    own_heads=FLAGS.algorithm == 'fedloge',
+    workdir=shared.workdir_from_flags(),
   )
 
 
@@ -170,6 +186,7 @@ def main() -> None:
   run_experiment(
     __name__,
     make_algorithm=make_algorithm,
+    make_finish=make_finish,
     named=task_flags.NAMED,
     said={
       'generic': 'test/accuracy/pooled',

@@ -1,7 +1,7 @@
 """Models: flax modules, their layers, and models by name."""
 
 from fedjax_ext.models.classifiers import MLP, EmnistCNN, SoftmaxRegression
-from fedjax_ext.models.cnn import GroupNormCNN
+from fedjax_ext.models.cnn import GroupNormCNN, LeNet
 from fedjax_ext.models.dual_encoder import DualEncoder, dual_encoder
 from fedjax_ext.models.layers import (
   Conv,
@@ -35,6 +35,7 @@ __all__ = [
   'EmnistCNN',
   'GroupNormCNN',
   'LanguageLSTM',
+  'LeNet',
   'Model',
   'Norm',
   'ResNet',

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fedjax_ext.core import validate
 from fedjax_ext.models.classifiers import MLP, EmnistCNN, SoftmaxRegression
-from fedjax_ext.models.cnn import GroupNormCNN
+from fedjax_ext.models.cnn import GroupNormCNN, LeNet
 from fedjax_ext.models.layers import NORMS
 from fedjax_ext.models.model import Model, from_module
 from fedjax_ext.models.recurrent import LanguageLSTM
@@ -76,6 +76,22 @@ def group_norm_cnn(
   _check_image('group_norm_cnn', input_shape, 2 ** len(widths))
   module = GroupNormCNN(num_classes, widths, groups, pool)
   return from_module(module, input_shape)
+
+
+def lenet(
+  *,
+  num_classes: int,
+  input_shape: tuple[int, ...],
+  widths: tuple[int, ...] = (20, 50),
+  dense: int = 500,
+) -> Model:
+  """`LeNet`: one block for each width."""
+  for width in widths:
+    validate.at_least('widths', width, 1)
+  validate.at_least('dense', dense, 1)
+  # Each block takes a side n to (n - 4) // 2, and 1 has to be left.
+  _check_image('lenet', input_shape, 5 * 2 ** len(widths) - 4)
+  return from_module(LeNet(num_classes, widths, dense), input_shape)
 
 
 def resnet8(
@@ -210,6 +226,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     mlp,
     emnist_cnn,
     group_norm_cnn,
+    lenet,
     resnet8,
     resnet18,
     resnet34,

@@ -9,7 +9,7 @@ from fedjax_ext.core import FederatedAlgorithm, Layout
 from fedjax_ext.data import FederatedDataset, fingerprint, fingerprint_splits
 from fedjax_ext.training import app, data_flags, seed_flags
 from fedjax_ext.training import flags as shared
-from fedjax_ext.training.loop import Result, train
+from fedjax_ext.training.loop import Finish, Result, train
 from fedjax_ext.training.manifest import make_manifest
 
 
@@ -24,6 +24,7 @@ def run_experiment(
   module: str,
   *,
   make_algorithm: Callable[[FederatedDataset, Layout], FederatedAlgorithm],
+  make_finish: Callable[[FederatedDataset], Finish] | None = None,
   make_dataset: Callable[[], tuple[FederatedDataset, str]] = dataset_from_flags,
   named: Mapping[str, Mapping[str, Callable]],
   said: Mapping[str, str],
@@ -35,6 +36,7 @@ def run_experiment(
   Args:
     module: `__name__` of the binary.
     make_algorithm: builds what runs, by the binary's own flags.
+    make_finish: builds what is said of the last state, see `loop.train`.
     make_dataset: builds what it runs on, with its fingerprint.
     named: {flag: functions known by name}, for `flags.flag_values`.
     said: see `app.print_result`, as is `metrics`.
@@ -64,6 +66,7 @@ def run_experiment(
       layout=layout.describe(),
     ),
     shown=shown,
+    **({} if make_finish is None else {'finish': make_finish(dataset)}),
   )
   app.print_result(result, said, workdir=workdir, metrics=metrics)
   return result

@@ -14,7 +14,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
@@ -56,6 +56,8 @@ from fedjax_ext.training.writers import MetricWriter, write_atomically
 _LOG = logging.getLogger(__name__)
 
 PyTree = Any
+# (server state, client states) after the last round -> scalars by name
+Finish = Callable[[PyTree, ClientStates | None], Mapping[str, float]]
 
 
 class Dataset(Protocol):
@@ -192,6 +194,7 @@ def train(
   workdir: pathlib.Path,
   manifest: Manifest,
   shown: str = 'accuracy',
+  finish: Finish = lambda server_state, client_states: {},
 ) -> Result:
   """Trains, or resumes what the workdir holds.
 
@@ -207,6 +210,8 @@ def train(
         final.json.
     manifest: from `make_manifest`.
     shown: the metric of progress lines.
+    finish: what to say of the last states beside the predictors' metrics; it
+      may also write files of its own.
 
   With many processes, see `processes`.
 
@@ -233,6 +238,7 @@ def train(
       workdir,
       manifest,
       shown,
+      finish,
     )
     # The picture is drawn, and what draws is imported, while rounds run.
     thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
@@ -268,8 +274,9 @@ class _Run:
     workdir,
     manifest,
     shown,
+    finish,
   ):
-    self.shown = shown
+    self.shown, self.finish = shown, finish
     self.algorithm, self.dataset = algorithm, dataset
     self.sampler, self.seeds = sampler, seeds
     self.schedule, self.layout = schedule, layout
@@ -351,8 +358,7 @@ class _Run:
           values = self._round(cohort)
           processed += values['examples']
           reports = self._evaluate(cohort.round)
-          last = cohort.round == self.schedule.num_rounds
-          values |= _flatten(reports, intervals=last)
+          values |= self._values(cohort.round, reports)
           writer.write(cohort.round, values)
           progress.update(_short(values, self.shown), important=bool(reports))
           stopped = processes.largest(signals.received)
@@ -368,6 +374,7 @@ class _Run:
             raise Interrupted(stopped, cohort.round, self.workdir)
       if not reports:  # resumed after the last round
         reports = self._evaluate(self.schedule.num_rounds)
+        self._values(self.schedule.num_rounds, reports)
       checkpoints.close()
     except BaseException:
       checkpoints.abandon()
@@ -442,6 +449,15 @@ class _Run:
         reports[name] = reports.get(name, {}) | report
     return reports
 
+  def _values(self, round: int, reports: dict[str, Report]) -> dict[str, float]:
+    """Scalars of a round's reports, those of the last kept for final.json."""
+    last = round == self.schedule.num_rounds
+    values = _flatten(reports, intervals=last)
+    if last:
+      values |= self.finish(self.server_state, self.client_states)
+      self.final_metrics = values
+    return values
+
   def _saves(self, round: int) -> bool:
     return (
       round % self.schedule.checkpoint_every == 0
@@ -452,7 +468,7 @@ class _Run:
     self, rows: list[dict], reports: dict[str, Report], processed: int
   ) -> Result:
     """Writes report.json, final.json, curves.png and bands.png."""
-    metrics = _flatten(reports, intervals=True)
+    metrics = self.final_metrics
     finite = all(
       bool(jnp.isfinite(x).all())
       for x in jax.tree.leaves(self.server_state)

@@ -116,6 +116,45 @@ def plot_bands(
   return True
 
 
+def plot_head_norms(
+  frequency: np.ndarray,
+  norms: Mapping[str, np.ndarray],
+  path: pathlib.Path,
+  *,
+  title: str,
+) -> bool:
+  """Draws norms of class vectors against the classes' examples, log-log.
+
+  Args:
+    frequency: examples of each class [Y].
+    norms: {line: norms [Y]}; NaN is not drawn.
+    path: the PNG to write.
+    title: above the picture.
+
+  Returns:
+    Whether a picture was written; not without matplotlib.
+  """
+  figure = _make_figure((5.5, 4.0), path.name)
+  if figure is None:
+    return False
+  axis, order = figure.subplots(), np.argsort(frequency)
+  for name, values in norms.items():
+    x, y = np.asarray(frequency)[order], np.asarray(values)[order]
+    drawn = (x > 0) & (y > 0)
+    axis.plot(x[drawn], y[drawn], marker='o', ms=4, lw=1, label=name)
+  axis.set(
+    xscale='log',
+    yscale='log',
+    xlabel='train examples of the class',
+    ylabel='norm of the class vector',
+  )
+  axis.grid(alpha=0.3)
+  axis.legend(fontsize='small', frameon=False)
+  figure.suptitle(title)
+  _save(figure, path, dpi=120)
+  return True
+
+
 def plot_participants(
   path: pathlib.Path,
   label: np.ndarray | None,
