@@ -9,11 +9,12 @@ Axis letters: C clients, Y classes.
 import csv
 import io
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import stats
 
-from fedjax_ext.core import ClientStates
+from fedjax_ext.core import ClientStates, Report
 from fedjax_ext.models import params_of
 from fedjax_ext.models.heads import class_norms
 from fedjax_ext.training import processes
@@ -24,6 +25,7 @@ from fedjax_ext.training.writers import write_atomically
 def report_norms(
   server_state,
   client_states: ClientStates | None,
+  reports: Mapping[str, Report],
   *,
   counts: np.ndarray,
   own_heads: bool,
@@ -34,6 +36,7 @@ def report_norms(
   Args:
     server_state: with params, 'head' among them if there is a shared head.
     client_states: rows that are heads, if `own_heads`.
+    reports: not used.
     counts: train examples of every client and class [C, Y].
     own_heads: whether clients have heads of their own.
     workdir: where to write.
@@ -46,6 +49,7 @@ def report_norms(
   """
   frequency = counts.sum(0)
   params = params_of(getattr(server_state, 'params', {}))
+  del reports
   columns, values = {'train_examples': frequency}, {}
   if isinstance(params, dict) and 'head' in params:
     columns['shared'] = np.asarray(class_norms(params['head']), np.float64)

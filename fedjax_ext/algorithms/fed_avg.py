@@ -14,6 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_ext.algorithms.averaging import (
+  Averaging,
+  Memory,
+  on_params,
+  run_averaged,
+)
 from fedjax_ext.algorithms.local_sgd import local_sgd, uniform_weights
 from fedjax_ext.core import (
   ClientProgram,
@@ -24,12 +30,9 @@ from fedjax_ext.core import (
   PlanSpec,
   Predictor,
   SparseTable,
-  finish,
-  for_each_client,
   sparse_weighted_mean,
   summarize,
   validate,
-  weighted_mean,
   with_sparse_rows,
 )
 from fedjax_ext.losses import Task
@@ -39,10 +42,12 @@ PyTree = Any
 
 
 class ServerState(NamedTuple):
-  """Two pytrees: the model (may be `Variables`), the optimizer's state."""
+  """Pytrees: the model (may be `Variables`), the optimizer's state, and what
+  averaging remembers."""
 
   params: PyTree
   optimizer_state: PyTree
+  memory: Memory = Memory((), ())
 
 
 def server_step(
@@ -60,6 +65,7 @@ def server_step(
   return ServerState(
     with_params(state.params, optax.apply_updates(params, updates), stats),
     optimizer_state,
+    state.memory,
   )
 
 
@@ -76,6 +82,7 @@ def fed_avg(
   inputs: Callable[[Cohort], PyTree] | None = None,
   predictors: Mapping[str, Predictor] | None = None,
   tables: tuple[SparseTable, ...] = (),
+  averaging: Averaging = Averaging(),
   debug: bool = False,
 ) -> FederatedAlgorithm:
   """Builds federated averaging.
@@ -100,6 +107,7 @@ def fed_avg(
     predictors: what to evaluate, by name; by default the model, 'global'.
     tables: embedding tables of which a client gets, trains and returns only the
       rows that its examples name; see `core.sparse_rows`.
+    averaging: how updates are averaged, and who attacks.
     debug: run client by client in plain Python.
   """
   validate.one_of('weighting', weighting, ('examples', 'uniform'))
@@ -109,35 +117,50 @@ def fed_avg(
   program = program or local_sgd(task.loss, client_optimizer)
   if weighting == 'uniform':
     program = uniform_weights(program)
-  reducer = weighted_mean()
   if tables:
+    validate.check(
+      averaging == Averaging(),
+      'Expected no defence and no attack with tables of sparse rows.',
+    )
     program = with_sparse_rows(program, tables)
-    reducer = sparse_weighted_mean(tables)
-  run = for_each_client(program, reducer, layout=layout, debug=debug)
+    averaging = Averaging(sparse_weighted_mean(tables))
+  elif averaging.reducer is not None:
+    template = jax.eval_shape(task.init, jax.random.key(0))
+    reducer = on_params(averaging.reducer, template)
+    averaging = averaging._replace(reducer=reducer)
+  plan = PlanSpec((phase,), tables)
+  averaged = run_averaged(
+    program,
+    averaging,
+    plan=plan,
+    layout=layout,
+    debug=debug,
+  )
 
   def init(key: jax.Array) -> ServerState:
     model = task.init(key)
-    return ServerState(model, server_optimizer.init(params_of(model)))
+    return ServerState(
+      model, server_optimizer.init(params_of(model)), averaged.memory(model)
+    )
 
-  # Compiled apart from each other, so that the bits of a step do not depend on
+  # Compiled apart from the mean, so that the bits of a step do not depend on
   # where its delta comes from: mixed_fl without a server loss is this.
-  mean = jax.jit(lambda output: finish(reducer, output)[0])
   step = jax.jit(functools.partial(server_step, server_optimizer))
 
   def apply(state: ServerState, client_states, cohort):
     given = (cohort.touched('train'), ()) if tables else ()
     if inputs is not None:
       given = inputs(cohort)
-    output, client_states = run(
-      state.params, cohort, 'train', states=client_states, inputs=given
+    delta, memory, output, client_states = averaged.run(
+      state.params, state.memory, cohort, client_states, given
     )
-    state = step(state, mean(output))
+    state = step(state._replace(memory=memory), delta)
     return state, client_states, summarize(output)
 
   return FederatedAlgorithm(
     init=init,
     apply=apply,
-    plans={'train': PlanSpec((phase,), tables)},
+    plans={'train': plan, **averaged.plans},
     predictors=predictors
     or {'global': Predictor(task.metrics, shared=lambda state: state.params)},
     init_client=init_client,

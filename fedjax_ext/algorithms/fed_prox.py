@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_ext.algorithms.averaging import Averaging
 from fedjax_ext.algorithms.fed_avg import fed_avg
 from fedjax_ext.algorithms.local_sgd import local_sgd
 from fedjax_ext.core import (
@@ -42,6 +43,7 @@ def fed_prox(
   phase: Phase = Phase(),
   weighting: str = 'examples',
   tables: tuple[SparseTable, ...] = (),
+  averaging: Averaging = Averaging(),
   debug: bool = False,
 ) -> FederatedAlgorithm:
   """Builds FedProx.
@@ -58,6 +60,7 @@ def fed_prox(
     phase: the local work.
     weighting: 'examples', or 'uniform'.
     tables: as in `fed_avg`.
+    averaging: how updates are averaged, and who attacks.
     debug: run client by client in plain Python.
   """
   validate.at_least('proximal_weight', proximal_weight, 0)
@@ -77,6 +80,7 @@ def fed_prox(
     phase=phase,
     weighting=weighting,
     tables=tables,
+    averaging=averaging,
     program=local_sgd(
       task.loss, client_optimizer, begin=begin, penalty=penalty
     ),

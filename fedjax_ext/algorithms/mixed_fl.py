@@ -227,7 +227,9 @@ def mixed_fl(
       clients = clients._replace(metrics={}, diagnostics={})
     delta, kept, more = merge(state, sent.augmentation, clients, centre)
     stepped = step(FedAvgState(state.params, state.optimizer_state), delta)
-    return ServerState(*stepped, *kept), client_states, metrics | more
+    params, optimizer_state, _ = stepped
+    state = ServerState(params, optimizer_state, *kept)
+    return state, client_states, metrics | more
 
   return FederatedAlgorithm(
     init=init,

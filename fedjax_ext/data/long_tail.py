@@ -169,7 +169,8 @@ def long_tail(
     partition: (label [N], *, num_clients, seed) -> owner [N].
     num_clients: C.
     skew: as for `make_dataset`.
-    imbalance: smallest over largest class of the train rows kept; 1 keeps all.
+    imbalance: smallest over largest class of the train rows kept; 1 without
+      `largest` keeps all.
     largest: train rows of class 0 to keep; 0 takes the mean over classes.
     nested: keep the first rows of each class, not a random choice.
     test_fraction: of the rows, each class by its share, where the source has
@@ -199,7 +200,7 @@ def long_tail(
   else:
     split = np.asarray(columns.split)
   train_rows, test_rows = np.flatnonzero(split == 0), np.flatnonzero(split == 1)
-  if imbalance < 1:
+  if imbalance < 1 or largest:
     kept = long_tail_rows(
       label[train_rows],
       imbalance=imbalance,

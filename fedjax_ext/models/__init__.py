@@ -18,6 +18,7 @@ from fedjax_ext.models.model import (
   from_module,
   params_of,
   stats_of,
+  tap,
   with_params,
 )
 from fedjax_ext.models.precision import rematerialised, with_compute_dtype
@@ -57,6 +58,7 @@ __all__ = [
   'patches',
   'rematerialised',
   'stats_of',
+  'tap',
   'with_compute_dtype',
   'with_params',
 ]

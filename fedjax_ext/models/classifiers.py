@@ -9,6 +9,7 @@ import jax
 from flax import linen as nn
 
 from fedjax_ext.models.layers import Conv, as_float_image, classify, max_pool
+from fedjax_ext.models.model import tap
 
 
 class SoftmaxRegression(nn.Module):
@@ -76,8 +77,8 @@ class EmnistCNN(nn.Module):
     """Maps images [B, H, W] or [B, H, W, D] to logits [B, Y]."""
     del mask
     x = as_float_image(x)
-    x = nn.relu(Conv(32, (3, 3), name='Conv_0')(x))
-    x = nn.relu(Conv(64, (3, 3), name='Conv_1')(x))
+    x = tap(self, 0, nn.relu(Conv(32, (3, 3), name='Conv_0')(x)))
+    x = tap(self, 1, nn.relu(Conv(64, (3, 3), name='Conv_1')(x)))
     x = max_pool(x)
     x = self._drop(0, x, train)
     x = x.reshape(x.shape[0], -1)

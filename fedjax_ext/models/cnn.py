@@ -15,6 +15,7 @@ from fedjax_ext.models.layers import (
   classify,
   max_pool,
 )
+from fedjax_ext.models.model import tap
 
 
 class GroupNormCNN(nn.Module):
@@ -43,9 +44,9 @@ class GroupNormCNN(nn.Module):
     """Maps images [B, H, W] or [B, H, W, D] to logits [B, Y]."""
     del train, mask
     x = as_float_image(x)
-    for width in self.widths:
+    for layer, width in enumerate(self.widths):
       x = Conv(width, (3, 3), 'SAME', use_bias=False)(x)
-      x = nn.relu(Norm('group', self.groups)(x))
+      x = tap(self, layer, nn.relu(Norm('group', self.groups)(x)))
       x = max_pool(x)
     if self.pool == 'mean':
       x = x.mean((1, 2))
@@ -79,7 +80,8 @@ class LeNet(nn.Module):
     """Maps images [B, H, W] or [B, H, W, D] to logits [B, Y]."""
     del train, mask
     x = as_float_image(x)
-    for width in self.widths:
-      x = max_pool(nn.relu(Conv(width, (5, 5))(x)))
+    for layer, width in enumerate(self.widths):
+      x = tap(self, layer, nn.relu(Conv(width, (5, 5))(x)))
+      x = max_pool(x)
     x = nn.relu(nn.Dense(self.dense)(x.reshape(x.shape[0], -1)))
     return classify(x, self.num_classes)

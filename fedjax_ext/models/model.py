@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 PyTree = Any
+# Collections of flax modules: what `tap` leaves, and what is added there.
+TAPS, SHIFTS = 'taps', 'shifts'
 
 
 class Variables(NamedTuple):
@@ -38,6 +40,11 @@ class Model(NamedTuple):
     train: (variables, x [B, ...], key, mask bool [B]) -> (logits, stats), as in
       training: with dropout (unless the key is None), and BatchNorm over the
       examples in the mask. The new stats are () for a model without any.
+    tapped: (variables, x [B, ...], shifts) -> (logits, feature maps), as in
+      evaluation. The maps are a tuple of the tapped layers' outputs
+      [B, H, W, D], shallow to deep, empty for a model without taps; `shifts`
+      are arrays like them that are added there, or None. So the gradient by
+      zero shifts is the one by the maps. None for models of no flax module.
   """
 
   init: Callable[[jax.Array], PyTree]
@@ -45,6 +52,13 @@ class Model(NamedTuple):
   train: Callable[
     [PyTree, jax.Array, jax.Array, jax.Array], tuple[jax.Array, PyTree]
   ]
+  tapped: (
+    Callable[
+      [PyTree, jax.Array, tuple[jax.Array, ...] | None],
+      tuple[jax.Array, tuple[jax.Array, ...]],
+    ]
+    | None
+  ) = None
 
 
 def params_of(variables: PyTree) -> PyTree:
@@ -115,4 +129,32 @@ def from_module(
     )
     return logits, updated.get('batch_stats', ())
 
-  return Model(init, apply, train)
+  def tapped(
+    variables: PyTree, x: jax.Array, shifts: tuple[jax.Array, ...] | None
+  ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    given = split(variables)
+    if shifts is not None:
+      shape = jax.eval_shape(module.init, jax.random.key(0), x)
+      places = jax.tree.structure(shape.get(SHIFTS, {}))
+      given[SHIFTS] = jax.tree.unflatten(places, shifts)
+    logits, sown = module.apply(given, x, mutable=[TAPS])
+    return logits, tuple(jax.tree.leaves(sown.get(TAPS, {})))
+
+  return Model(init, apply, train, tapped)
+
+
+def tap(module: nn.Module, layer: int, x: jax.Array) -> jax.Array:
+  """Lets others read and shift a feature map; see `Model.tapped`.
+
+  Args:
+    module: whose compact method this is called in; all taps of a model belong
+      to one module.
+    layer: 0, 1, ... from shallow to deep, below 100.
+    x: [B, H, W, D].
+
+  Returns:
+    x, shifted if somebody asks for it.
+  """
+  name = f'layer{layer:02d}'
+  module.sow(TAPS, name, x)
+  return module.perturb(name, x, collection=SHIFTS)

@@ -21,6 +21,7 @@ from fedjax_ext.models.layers import (
   classify,
   overlapping_max_pool,
 )
+from fedjax_ext.models.model import tap
 
 STEMS = ('cifar', 'imagenet')
 
@@ -91,11 +92,7 @@ class ResNetFeatures(nn.Module):
   """A residual network without its classifier.
 
   Stage s has `width * 2**s` channels and, but for the first, halves H and W.
-  The output of every stage is sown as `stages`, a tuple, into the collection
-  'intermediates':
-
-    features, sown = module.apply(variables, x, mutable=['intermediates'])
-    sown['intermediates']['stages']
+  The output of every stage is tapped, see `model.tap`.
 
   Attributes:
     stage_sizes: blocks of each stage.
@@ -130,7 +127,7 @@ class ResNetFeatures(nn.Module):
         name = f'stage{stage}_block{block}'
         layer = BasicBlock(self.width * 2**stage, stride, *kind, name=name)
         x = layer(x, train, mask)
-      self.sow('intermediates', 'stages', x)
+      x = tap(self, stage, x)
     return x.mean((1, 2))
 
 

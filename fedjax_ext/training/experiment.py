@@ -5,7 +5,7 @@ Flags are checked, then files, then shapes, before an algorithm is compiled.
 
 from collections.abc import Callable, Mapping, Sequence
 
-from fedjax_ext.core import FederatedAlgorithm, Layout
+from fedjax_ext.core import FederatedAlgorithm, Layout, Sampler
 from fedjax_ext.data import FederatedDataset, fingerprint, fingerprint_splits
 from fedjax_ext.training import app, data_flags, seed_flags
 from fedjax_ext.training import flags as shared
@@ -24,6 +24,9 @@ def run_experiment(
   module: str,
   *,
   make_algorithm: Callable[[FederatedDataset, Layout], FederatedAlgorithm],
+  make_sampler: Callable[
+    [FederatedDataset], Sampler
+  ] = shared.sampler_from_flags,
   make_finish: Callable[[FederatedDataset], Finish] | None = None,
   make_dataset: Callable[[], tuple[FederatedDataset, str]] = dataset_from_flags,
   named: Mapping[str, Mapping[str, Callable]],
@@ -36,6 +39,7 @@ def run_experiment(
   Args:
     module: `__name__` of the binary.
     make_algorithm: builds what runs, by the binary's own flags.
+    make_sampler: builds what draws the cohorts.
     make_finish: builds what is said of the last state, see `loop.train`.
     make_dataset: builds what it runs on, with its fingerprint.
     named: {flag: functions known by name}, for `flags.flag_values`.
@@ -50,7 +54,7 @@ def run_experiment(
   # machines have to be set up before anything does.
   layout = shared.layout_from_flags()
   dataset, data_digest = make_dataset()
-  sampler = shared.sampler_from_flags(dataset)
+  sampler = make_sampler(dataset)
   algorithm = make_algorithm(dataset, layout)
   result = train(
     algorithm,

@@ -56,8 +56,11 @@ from fedjax_ext.training.writers import MetricWriter, write_atomically
 _LOG = logging.getLogger(__name__)
 
 PyTree = Any
-# (server state, client states) after the last round -> scalars by name
-Finish = Callable[[PyTree, ClientStates | None], Mapping[str, float]]
+# (server state, client states, reports of the predictors) after the last round
+# -> scalars by name
+Finish = Callable[
+  [PyTree, ClientStates | None, Mapping[str, Report]], Mapping[str, float]
+]
 
 
 class Dataset(Protocol):
@@ -194,7 +197,7 @@ def train(
   workdir: pathlib.Path,
   manifest: Manifest,
   shown: str = 'accuracy',
-  finish: Finish = lambda server_state, client_states: {},
+  finish: Finish = lambda server_state, client_states, reports: {},
 ) -> Result:
   """Trains, or resumes what the workdir holds.
 
@@ -454,7 +457,7 @@ class _Run:
     last = round == self.schedule.num_rounds
     values = _flatten(reports, intervals=last)
     if last:
-      values |= self.finish(self.server_state, self.client_states)
+      values |= self.finish(self.server_state, self.client_states, reports)
       self.final_metrics = values
     return values
 

@@ -155,6 +155,50 @@ def plot_head_norms(
   return True
 
 
+def plot_heat_maps(
+  shown: Mapping[str, Any], path: pathlib.Path, *, title: str
+) -> bool:
+  """Draws images and heat maps: a column for each image.
+
+  Args:
+    shown: {name: list of arrays [I, H, W] or [I, H, W, D]}, each a row; and
+      {'NAME predicts': classes int [I]}, written above that name's first row.
+    path: the PNG to write.
+    title: above the picture.
+
+  Returns:
+    Whether a picture was written; not without matplotlib.
+  """
+  rows = [
+    (name if len(arrays) == 1 else f'{name}, layer {i}', name, i, array)
+    for name, arrays in shown.items()
+    if isinstance(arrays, list)
+    for i, array in enumerate(arrays)
+  ]
+  columns = len(rows[0][-1])
+  figure = _make_figure((1.3 * columns + 1.5, 1.35 * len(rows)), path.name)
+  if figure is None:
+    return False
+  axes = figure.subplots(len(rows), columns, squeeze=False)
+  for line, (label, name, i, array) in zip(axes, rows, strict=True):
+    predicted = shown.get(f'{name} predicts')
+    for j, axis in enumerate(line):
+      image = array[j]
+      colours = (
+        {}
+        if image.ndim == 3 and image.shape[-1] > 1
+        else {'cmap': ('gray' if predicted is None else 'inferno')}
+      )
+      axis.imshow(np.squeeze(image), interpolation='nearest', **colours)
+      axis.set(xticks=[], yticks=[])
+      if predicted is not None and i == 0:
+        axis.set_title(f'as {predicted[j]}', fontsize='small', pad=2)
+    line[0].set_ylabel(label, fontsize='x-small')
+  figure.suptitle(title, fontsize='medium')
+  _save(figure, path, dpi=120)
+  return True
+
+
 def plot_participants(
   path: pathlib.Path,
   label: np.ndarray | None,

@@ -3,7 +3,8 @@
 Groups: what happens to a batch of images, how models compute.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from fedjax_ext import data
 from fedjax_ext.core import InvalidInput, validate
 from fedjax_ext.losses import Task, classification_task, next_token_task
 from fedjax_ext.losses.headed import HeadedTask, headed_task
+from fedjax_ext.losses.task import image_inputs
 from fedjax_ext.models import (
   MODELS,
   Model,
@@ -94,6 +96,56 @@ def model_from_flags(example: jax.ShapeDtypeStruct, num_classes: int) -> Model:
   return rematerialised(model) if FLAGS.rematerialise else model
 
 
+class ImageTask(NamedTuple):
+  """A task with the model and inputs that it is made of.
+
+  Attributes:
+    task: classification.
+    model: of images or vectors.
+    inputs: (batch, *, train) -> what the model sees, [B, ...].
+  """
+
+  task: Task
+  model: Model
+  inputs: Callable[..., jax.Array]
+
+
+def image_task_from_flags(dataset: data.FederatedDataset) -> ImageTask:
+  """What --model learns of the column `image`, or `x`, on a dataset."""
+  feature, preprocess, example = _inputs(dataset)
+  model = model_from_flags(example, dataset.num_classes)
+  task = classification_task(model, feature=feature, preprocess=preprocess)
+  return ImageTask(task, model, image_inputs(feature, preprocess))
+
+
+def check_taps(
+  model: Model, dataset: data.FederatedDataset, layers: tuple[int, ...] = ()
+) -> None:
+  """Checks that a model of images has the tapped layers that are asked for.
+
+  Args:
+    model: of the dataset's images.
+    dataset: columns [M, ...].
+    layers: numbers from 0; () asks for one at least.
+  """
+  taps = ()
+  if model.tapped is not None:
+    _, _, example = _inputs(dataset)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    shape = jax.eval_shape(
+      lambda v, x: model.tapped(v, x, None), variables, example
+    )
+    taps = shape[1]
+  validate.check(
+    bool(taps),
+    'Expected a convolutional model with tapped layers, such as lenet, '
+    'group_norm_cnn or resnet8 in float32, got '
+    f'model={FLAGS.model}, compute_dtype={FLAGS.compute_dtype}.',
+  )
+  for layer in layers:
+    validate.between('layers', layer, 0, len(taps) - 1)
+
+
 def task_from_flags(dataset: data.FederatedDataset) -> Task:
   """What --model learns on a dataset (columns [M, ...]).
 
@@ -119,12 +171,7 @@ def task_from_flags(dataset: data.FederatedDataset) -> Task:
     'Expected expected_length=0 for data without tokens, got '
     f'{FLAGS.expected_length}.',
   )
-  feature, preprocess, example = _inputs(dataset)
-  return classification_task(
-    model_from_flags(example, dataset.num_classes),
-    feature=feature,
-    preprocess=preprocess,
-  )
+  return image_task_from_flags(dataset).task
 
 
 def headed_task_from_flags(

@@ -141,26 +141,24 @@ class ResNetTest(parameterized.TestCase):
       body = ResNetFeatures((1, 1, 1, 1), width=2, groups=2)
 
       def parts(params):
-        pooled, sown = body.apply(
-          {'params': params['features']}, x, mutable=['intermediates']
+        pooled, own = from_module(body, (8, 8, 3)).tapped(
+          params['features'], x, None
         )
-        _, whole = module.apply(
-          {'params': params}, x, mutable=['intermediates']
-        )
-        expected, taps, _ = flax(params, x)
-        nested = whole['intermediates']['features']
-        return pooled, sown['intermediates'], nested, expected, taps
+        logits, whole = model.tapped(params, x, None)
+        expected, stages, _ = flax(params, x)
+        return pooled, logits, own, whole, expected, stages
 
-      pooled, sown, nested, expected, taps = quick_jit(parts)(params)
+      pooled, logits, own, whole, expected, stages = quick_jit(parts)(params)
       dense = params['classifier']
-      logits = pooled @ dense['kernel'] + dense['bias']
-      self.assertLess(relative_error(logits, expected), 1e-9)
+      again = pooled @ dense['kernel'] + dense['bias']
+      for got in (logits, again):
+        self.assertLess(relative_error(got, expected), 1e-9)
       self.assertEqual(
-        [tap.shape for tap in sown['stages']],
+        [stage.shape for stage in whole],
         [(2, 8, 8, 2), (2, 4, 4, 4), (2, 2, 2, 8), (2, 1, 1, 16)],
       )
-      for got in (sown, nested):
-        self.assertLess(relative_error(got['stages'], taps), 1e-9)
+      for got in (own, whole):
+        self.assertLess(relative_error(got, tuple(stages)), 1e-9)
 
 
 if __name__ == '__main__':

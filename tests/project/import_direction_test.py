@@ -20,13 +20,10 @@ LAYERS = {
   'data': {'core'},
   'models': {'core'},
   'losses': {'core', 'models'},
-  'metrics': {'core', 'losses'},
-  'attacks': {'core', 'losses', 'metrics', 'models'},
-  'defenses': {'core', 'losses', 'metrics', 'models'},
-  'algorithms': {
-    'attacks', 'core', 'defenses', 'losses', 'metrics', 'models'
-  },
-}  # fmt: skip
+  'algorithms': {'core', 'losses', 'models'},
+  'defenses': {'algorithms', 'core', 'losses', 'models'},
+  'attacks': {'algorithms', 'core', 'defenses', 'losses', 'models'},
+}
 # Folder -> what no file in it may import.
 FORBIDDEN = {
   'experiments': {'benchmarks', 'launchers', 'tests'},

@@ -1,0 +1,180 @@
+"""How clients' updates become the server's, and who among the clients lies.
+
+Any algorithm that averages deltas takes an `Averaging`: by it defences and
+attacks come in without the algorithm's knowing them.
+
+Axis letters: K' client slots of a round.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_ext.core import (
+  ClientProgram,
+  Cohort,
+  Layout,
+  Phase,
+  PlanSpec,
+  combine,
+  finish,
+  for_each_client,
+  weighted_mean,
+)
+from fedjax_ext.core.engine import RoundOutput
+from fedjax_ext.core.reducers import Reducer, by_key, premap
+from fedjax_ext.models import Variables, params_of
+
+PyTree = Any
+
+
+class Sent(NamedTuple):
+  """What a malicious client gets from the server.
+
+  Attributes:
+    model: the global model.
+    last: the last round's change of its params, zeros at first.
+  """
+
+  model: PyTree
+  last: PyTree
+
+
+class Attack(NamedTuple):
+  """Malicious clients of a run.
+
+  Attributes:
+    program: what they do: `shared` is `Sent`, a client's `inputs` its place
+      among the attackers, an int; the update is a delta like the model. They
+      keep no state.
+    phase: their local work.
+    clients: their numbers, sorted. They take part in every round, beside the
+      cohort, which has to be drawn of the others.
+    start: first round of the attack; before it they do what honest clients do.
+  """
+
+  program: ClientProgram
+  phase: Phase
+  clients: tuple[int, ...]
+  start: int = 1
+
+
+class Averaging(NamedTuple):
+  """What becomes of the clients' updates.
+
+  Attributes:
+    reducer: None for the weighted mean; of params alone, moving statistics are
+      always averaged.
+    attack: who attacks, or None.
+    num_clients: of the population, for rules that remember clients.
+  """
+
+  reducer: Reducer | None = None
+  attack: Attack | None = None
+  num_clients: int = 0
+
+
+class Memory(NamedTuple):
+  """What averaging carries from round to round.
+
+  Attributes:
+    reducer: the rule's memory, () if it has none.
+    last: the last change of the model's params, () where nobody attacks.
+  """
+
+  reducer: PyTree
+  last: PyTree
+
+
+def on_params(reducer: Reducer, model: PyTree) -> Reducer:
+  """A rule for params in updates like the model; moving statistics: the mean.
+
+  Args:
+    reducer: of params.
+    model: shapes are enough.
+  """
+  if not isinstance(model, Variables):
+    return reducer
+  split = premap(
+    lambda update, weight: {'params': update.params, 'stats': update.stats},
+    by_key(params=reducer, stats=weighted_mean()),
+  )
+
+  def join(acc, memory, clients, key):
+    result, memory = split.finish(acc, memory, clients, key)
+    return Variables(result['params'], result['stats']), memory
+
+  return split._replace(finish=join)
+
+
+class RunAveraged(NamedTuple):
+  """A round and what its updates come to.
+
+  Attributes:
+    memory: model -> the first `Memory`.
+    run: (model, memory, cohort, client states, inputs) -> (delta, memory, round
+      output, client states).
+    plans: plan specs of the attack, to go beside the algorithm's own.
+  """
+
+  memory: Callable[[PyTree], Memory]
+  run: Callable[..., tuple[PyTree, Memory, RoundOutput, Any]]
+  plans: dict[str, PlanSpec]
+
+
+def run_averaged(
+  program: ClientProgram,
+  averaging: Averaging,
+  *,
+  plan: PlanSpec,
+  layout: Layout,
+  debug: bool = False,
+) -> RunAveraged:
+  """Runs 'train' over a cohort, and the attack beside it.
+
+  Args:
+    program: of honest clients; takes the model as `shared`.
+    averaging: reducer and attack.
+    plan: the honest clients' plan.
+    layout: devices, lanes, waves.
+    debug: run client by client in plain Python.
+  """
+  attack = averaging.attack
+  reducer = averaging.reducer or weighted_mean()
+  honest = for_each_client(program, reducer, layout=layout, debug=debug)
+  plans = {}
+  if attack is not None:
+    lie = for_each_client(attack.program, reducer, layout=layout, debug=debug)
+    places = np.arange(len(attack.clients), dtype=np.int32)
+    plans['attack'] = PlanSpec((attack.phase,), clients=attack.clients)
+    if attack.start > 1:
+      plans['before_attack'] = plan._replace(clients=attack.clients)
+
+  def first_memory(model: PyTree) -> Memory:
+    delta = jax.eval_shape(lambda: model)
+    last = jax.tree.map(jnp.zeros_like, params_of(model)) if attack else ()
+    return Memory(reducer.memory(delta, averaging.num_clients), last)
+
+  @jax.jit
+  def result_of(output: RoundOutput, memory: Memory, key: jax.Array):
+    delta, kept = finish(reducer, output, memory.reducer, key)
+    return delta, Memory(kept, params_of(delta) if attack else ())
+
+  def run(model: PyTree, memory: Memory, cohort: Cohort, states, inputs=()):
+    output, states = honest(
+      model, cohort, 'train', states=states, inputs=inputs
+    )
+    if attack is not None and cohort.round >= attack.start:
+      sent = Sent(model, memory.last)
+      theirs, _ = lie(sent, cohort, 'attack', inputs=places)
+      output = combine(reducer, output, theirs)
+    elif attack is not None:
+      theirs, states = honest(model, cohort, 'before_attack', states=states)
+      output = combine(reducer, output, theirs)
+    delta, memory = result_of(output, memory, cohort.key)
+    return delta, memory, output, states
+
+  return RunAveraged(first_memory, run, plans)

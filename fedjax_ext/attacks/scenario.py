@@ -1,0 +1,133 @@
+"""What attacks are built of, and what a test sees of them.
+
+Malicious clients run a client program of their own and return updates shaped
+like everybody's. A builder makes that program of a `Scenario`; so an attack is
+one function in one file.
+
+Axis letters: B examples, H height, W width, D colours.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_ext.attacks.triggers import Trigger
+from fedjax_ext.core import Batch, Predictor, validate
+from fedjax_ext.losses import Task
+
+PyTree = Any
+
+
+class Scenario(NamedTuple):
+  """What an attack may be built of.
+
+  Attributes:
+    task: of the model.
+    optimizer: of the attackers.
+    trigger: what is stamped.
+    target: the label that triggered images should get.
+    poisoned: how many examples of each batch are poisoned, the first ones.
+    feature: name of the images.
+    label: name of the labels.
+  """
+
+  task: Task
+  optimizer: optax.GradientTransformation
+  trigger: Trigger
+  target: int
+  poisoned: int
+  feature: str = 'image'
+  label: str = 'label'
+
+
+def pixels(x: jax.Array) -> jax.Array:
+  """Images [B, H, W] or [B, H, W, D] as floats [B, H, W, D] in [0, 1]."""
+  if jnp.issubdtype(x.dtype, jnp.integer):
+    x = x.astype(jnp.result_type(float)) / 255
+  return x[..., None] if x.ndim == 3 else x
+
+
+def stamp(
+  trigger: Trigger, images: jax.Array, part: jax.Array | int
+) -> jax.Array:
+  """A trigger on images, of the same shape but as floats in [0, 1]."""
+  return trigger(pixels(images), part).reshape(images.shape)
+
+
+def poison(scenario: Scenario, batch: Batch, part: jax.Array) -> Batch:
+  """Stamps the first `poisoned` examples of a batch and gives them the target.
+
+  Before the task's preprocessing: a painted pixel is 1 in [0, 1].
+
+  Args:
+    scenario: trigger, target and how many.
+    batch: images [B, H, W] or [B, H, W, D] and labels [B].
+    part: which part of the trigger, a scalar.
+  """
+  images, labels = batch.data[scenario.feature], batch.data[scenario.label]
+  which = jnp.arange(len(labels)) < scenario.poisoned
+  plain = pixels(images).reshape(images.shape)
+  stamped = stamp(scenario.trigger, images, part)
+  mask = which.reshape(-1, *[1] * (images.ndim - 1))
+  target = jnp.asarray(scenario.target, labels.dtype)
+  data = {
+    scenario.feature: jnp.where(mask, stamped, plain),
+    scenario.label: jnp.where(which, target, labels),
+  }
+  return batch._replace(data={**batch.data, **data})
+
+
+def with_attack_success(
+  predictors: Mapping[str, Predictor],
+  *,
+  trigger: Trigger,
+  target: int,
+  feature: str = 'image',
+  label: str = 'label',
+) -> dict[str, Predictor]:
+  """Adds two metrics to predictors that have an 'accuracy'.
+
+  'attack_success' (ASR): how often a triggered image is taken for the target;
+  'target_rate': how often the same image is without its trigger. Both leave out
+  examples of the target class.
+
+  Args:
+    predictors: by name; their metrics must depend on images and labels alone.
+    trigger: all parts of it are stamped.
+    target: the attack's label.
+    feature: name of the images.
+    label: name of the labels.
+  """
+
+  def metrics_of(predictor: Predictor) -> Callable[[PyTree, Batch], dict]:
+    def metrics(params: PyTree, batch: Batch) -> dict:
+      result = predictor.metrics(params, batch)
+      labels = batch.data[label]
+      counted = (labels != target).astype(jnp.result_type(float))
+      asked = {**batch.data, label: jnp.full_like(labels, target)}
+      stamped = stamp(trigger, batch.data[feature], -1)
+      for name, data in (
+        ('attack_success', {**asked, feature: stamped}),
+        ('target_rate', asked),
+      ):
+        value, weight = predictor.metrics(params, batch._replace(data=data))[
+          'accuracy'
+        ]
+        result[name] = (value, weight * counted)
+      return result
+
+    return metrics
+
+  return {
+    name: predictor._replace(metrics=metrics_of(predictor))
+    for name, predictor in predictors.items()
+  }
+
+
+def check_scenario(scenario: Scenario, num_classes: int) -> None:
+  """Raises InvalidInput where target or poisoned are out of range."""
+  validate.between('attack_target', scenario.target, 0, num_classes - 1)
+  validate.at_least('attack_poisoned', scenario.poisoned, 0)
