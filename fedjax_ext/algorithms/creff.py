@@ -27,6 +27,11 @@ from fedjax_ext.core import (
   for_each_client,
   total,
 )
+from fedjax_ext.losses.federated_features import (
+  class_gradients,
+  match_features,
+  train_head,
+)
 from fedjax_ext.losses.headed import HeadedTask, body_of, join, with_head
 from fedjax_ext.models import params_of
 from fedjax_ext.models.heads import Head, apply_head
@@ -51,28 +56,6 @@ class CreffState(NamedTuple):
   def params(self) -> PyTree:
     """The averaged model."""
     return self.average.params
-
-
-def class_gradients(
-  head: Head, features: jax.Array, labels: jax.Array, weights: jax.Array
-) -> jax.Array:
-  """Sums by class of cross-entropy's gradients in the kernel.
-
-  Args:
-    head: of which to take gradients.
-    features: [N, D].
-    labels: int [N].
-    weights: of examples, [N].
-
-  Returns:
-    [Y, D, Y].
-  """
-  classes = head['bias'].size
-  error = jax.nn.softmax(apply_head(head, features)) - jax.nn.one_hot(
-    labels, classes
-  )
-  own = jax.nn.one_hot(labels, classes) * weights[:, None]
-  return jnp.einsum('ny,nd,nz->ydz', own, features, error)
 
 
 def creff(
@@ -153,36 +136,23 @@ def creff(
       params_of(average.params)['head'],
     )
 
-  labels = jnp.repeat(jnp.arange(task.num_classes), features_per_class)
-  alike = jnp.full(labels.shape, 1 / features_per_class)
-
-  def mismatch(features: jax.Array, head: Head, wanted: jax.Array, some):
-    flat = features.reshape(-1, task.num_features)
-    got = class_gradients(head, flat, labels, alike)
-    norms = jnp.linalg.norm(got, axis=1) * jnp.linalg.norm(wanted, axis=1)
-    cosines = (got * wanted).sum(1) / (norms + 1e-6)  # [Y, Y]
-    return jnp.where(some[:, None], 1 - cosines, 0).sum()
-
   @jax.jit
   def retrain(state: CreffState, average: ServerState, output) -> CreffState:
     ((sums, clients), _), _ = finish(reducer, output)
-    wanted = sums / jnp.maximum(clients, 1)[:, None, None]
-    some = clients > 0
-
-    def match(_, features):
-      slope = jax.grad(mismatch)(features, state.head, wanted, some)
-      return features - match_learning_rate * slope
-
-    features = jax.lax.fori_loop(0, match_steps, match, state.features)
-    flat = features.reshape(-1, task.num_features)
-    loss = lambda head: optax.softmax_cross_entropy_with_integer_labels(
-      apply_head(head, flat), labels
-    ).mean()
-    descend = lambda _, head: jax.tree.map(
-      lambda h, g: h - head_learning_rate * g, head, jax.grad(loss)(head)
+    features = match_features(
+      state.features,
+      state.head,
+      sums / jnp.maximum(clients, 1)[:, None, None],
+      clients > 0,
+      steps=match_steps,
+      learning_rate=match_learning_rate,
     )
-    start = params_of(average.params)['head']
-    head = jax.lax.fori_loop(0, head_steps, descend, start)
+    head = train_head(
+      params_of(average.params)['head'],
+      features,
+      steps=head_steps,
+      learning_rate=head_learning_rate,
+    )
     return CreffState(average, features, head)
 
   def apply(state: CreffState, client_states, cohort):

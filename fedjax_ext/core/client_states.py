@@ -27,7 +27,13 @@ PyTree = Any
 class _Slots:
   """The rows themselves: one array or file per leaf, [capacity, ...]."""
 
-  def __init__(self, template: PyTree, directory: pathlib.Path | None):
+  def __init__(
+    self,
+    template: PyTree,
+    directory: pathlib.Path | None,
+    num_clients: int,
+  ):
+    self.num_clients = num_clients
     leaves, self.structure = jax.tree.flatten(template)
     self.shapes = [tuple(leaf.shape) for leaf in leaves]
     self.dtypes = [np.dtype(leaf.dtype) for leaf in leaves]
@@ -72,7 +78,13 @@ class _Slots:
     ]
 
   def _grow(self, minimum: int) -> None:
-    capacity = max(minimum, self.capacity + max(self.capacity // 2, 64))
+    ample = self.capacity + max(self.capacity // 2, 64)
+    # Only rows that checkpoints hold on to need more than one slot a client.
+    if self.capacity < self.num_clients:
+      ample = min(ample, self.num_clients)
+    else:
+      ample = self.capacity + self.num_clients // 16
+    capacity = max(minimum, ample)
     if self.directory is None:
       for i, old in enumerate(self.arrays):
         new = np.empty((capacity, *self.shapes[i]), self.dtypes[i])
@@ -271,6 +283,6 @@ def make_client_states(
   path = None if directory is None else pathlib.Path(directory)
   return ClientStates(
     np.full(num_clients, -1, np.int64),
-    _Slots(template, path),
+    _Slots(template, path, num_clients),
     jax.jit(jax.vmap(one)),
   )

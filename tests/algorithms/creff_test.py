@@ -8,8 +8,9 @@ from absl.testing import absltest
 
 from fedjax_ext import core
 from fedjax_ext.algorithms import fed_avg
-from fedjax_ext.algorithms.creff import class_gradients, creff
+from fedjax_ext.algorithms.creff import creff
 from fedjax_ext.data import class_counts
+from fedjax_ext.losses.federated_features import class_gradients
 from fedjax_ext.losses.headed import headed_task, with_head
 from fedjax_ext.models import MODELS
 from fedjax_ext.models.heads import apply_head, linear_head, make_backbone

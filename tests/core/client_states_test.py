@@ -181,7 +181,7 @@ class RowsTest(parameterized.TestCase):
       self.assertLen(set(bank.index.tolist()), 400)
       if directory is not None:
         self.assertGreaterEqual(_capacity(directory), 400)
-        self.assertLess(_capacity(directory), 2 * 400)
+        self.assertLess(_capacity(directory), 1.05 * 400)
 
   @parameterized.parameters('memory', 'directory')
   def test_a_row_of_one_bare_leaf(self, kind):

@@ -1,0 +1,177 @@
+"""FedLoGe: a round against FedAvg's, its classifier, its bank of heads.
+
+  python -m benchmarks.fedloge_rounds
+
+Made-up images of 32x32x3 in 10 classes; 40 clients of 100 images, 8 a round,
+batch 32, two epochs; the GroupNorm CNN of the CIFAR table (128 features). Both
+methods take turns on the same cohorts, planned before the clock starts; medians
+within one process. Then 1,000 clients of 20 images with heads of their own, 50
+a round, until each has taken part: what their rows take on disk against their
+floats. And the time of SSE-C for 100 classes and 512 features.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+
+
+def main() -> None:
+  """Prints one line of JSON."""
+  parser = argparse.ArgumentParser(prog='python -m benchmarks.fedloge_rounds')
+  parser.add_argument('--rounds', type=int, default=9)
+  given = parser.parse_args()
+
+  from benchmarks.contestants import use_one_device_per_core
+
+  use_one_device_per_core()
+  import jax
+  import numpy as np
+
+  from fedjax_ext import core
+  from fedjax_ext.models.heads import sparse_etf
+
+  result = {}
+  begun = time.perf_counter()
+  kernel = sparse_etf(num_features=512, num_classes=100)
+  result['sparse_etf_100x512_seconds'] = round(time.perf_counter() - begun, 2)
+  assert kernel.shape == (512, 100)
+
+  contestants, cohort_of = setting(num_clients=40, examples=100)
+  states = {n: a.init(jax.random.key(0)) for n, a in contestants.items()}
+  banks = {name: bank_of(a, 40, None) for name, a in contestants.items()}
+  seconds: dict[str, list[float]] = {name: [] for name in contestants}
+  sampler = core.uniform_sampler(40, cohort_size=8)
+  for number in range(1, given.rounds + 3):  # the first two compile
+    clients = core.sample_cohort(sampler, 0, number)
+    for name in sorted(contestants, reverse=bool(number % 2)):
+      cohort = cohort_of(contestants[name], clients, number)
+      begun = time.perf_counter()
+      states[name], banks[name], _ = contestants[name].apply(
+        states[name], banks[name], cohort
+      )
+      jax.block_until_ready(states[name])
+      seconds[name].append(time.perf_counter() - begun)
+  medians = {name: statistics.median(s[2:]) for name, s in seconds.items()}
+  result |= {
+    f'{name}_round_seconds': round(s, 4) for name, s in medians.items()
+  }
+  result['fed_loge / fed_avg'] = round(
+    medians['fed_loge'] / medians['fed_avg'], 3
+  )
+
+  contestants, cohort_of = setting(num_clients=1000, examples=20)
+  algorithm = contestants['fed_loge']
+  with tempfile.TemporaryDirectory() as folder:
+    bank = bank_of(algorithm, 1000, pathlib.Path(folder))
+    state, times = algorithm.init(jax.random.key(0)), []
+    for number in range(1, 21):
+      clients = np.arange(50) + 50 * (number - 1)
+      cohort = cohort_of(algorithm, clients, number)
+      begun = time.perf_counter()
+      state, bank, _ = algorithm.apply(state, bank, cohort)
+      jax.block_until_ready(state)
+      times.append(time.perf_counter() - begun)
+    files = [p.stat() for p in pathlib.Path(folder).glob('*')]
+    floats = (
+      4
+      * 1000
+      * sum(x[0].size for x in jax.tree.leaves(bank.gather(np.arange(1))))
+    )
+    used = sum(512 * f.st_blocks for f in files)
+    result |= {
+      'bank_clients': 1000,
+      'bank_bytes': used,
+      'bank / floats': round(used / floats, 3),
+      'bank_round_seconds': round(statistics.median(times[2:]), 4),
+    }
+  print(json.dumps(result))
+
+
+def bank_of(algorithm, num_clients: int, folder: pathlib.Path | None):
+  """An empty bank, None for algorithms without rows."""
+  import jax
+
+  from fedjax_ext.core import make_client_states
+
+  if algorithm.init_client is None:
+    return None
+  return make_client_states(
+    algorithm.init_client,
+    num_clients=num_clients,
+    key=jax.random.key(1),
+    directory=folder,
+  )
+
+
+def setting(*, num_clients: int, examples: int):
+  """({name: algorithm}, (algorithm, clients, round) -> planned cohort)."""
+  import numpy as np
+  import optax
+
+  from fedjax_ext import core
+  from fedjax_ext.algorithms import fed_avg
+  from fedjax_ext.algorithms.fedloge import fed_loge
+  from fedjax_ext.data import from_assignment
+  from fedjax_ext.losses.headed import headed_task, with_head
+  from fedjax_ext.models import MODELS
+  from fedjax_ext.models.heads import make_backbone, simplex_etf
+
+  rng = np.random.default_rng(0)
+  count = num_clients * examples
+  columns = {
+    'image': rng.integers(0, 256, (count, 32, 32, 3), np.uint8),
+    'label': rng.integers(0, 10, count).astype(np.int32),
+  }
+  data = from_assignment(
+    columns,
+    np.repeat(np.arange(num_clients), examples),
+    client_ids=np.arange(num_clients),
+  )
+  layout = core.make_layout()
+  features = core.place_features(columns, layout)
+  backbone = make_backbone(
+    MODELS['group_norm_cnn'],
+    input_shape=(32, 32, 3),
+    widths=(8, 32, 128),
+    groups=4,
+    pool='mean',
+  )
+  task = headed_task(backbone, num_classes=10)
+  common = dict(
+    client_optimizer=optax.sgd(0.03, momentum=0.5),
+    layout=layout,
+    phase=core.Phase(epochs=2, batch_size=32),
+  )
+  algorithms = {
+    'fed_avg': fed_avg(
+      with_head(task), server_optimizer=optax.sgd(1.0), **common
+    ),
+    'fed_loge': fed_loge(
+      task,
+      classifier=simplex_etf(rng, 128, 10).astype(np.float32),
+      counts=np.ones((num_clients, 10), np.int64),
+      **common,
+    ),
+  }
+
+  def cohort_of(algorithm, clients, number):
+    cohort = core.make_cohort(
+      clients,
+      round=number,
+      seed=0,
+      specs=algorithm.plans,
+      data={'train': data},
+      features=features,
+      layout=layout,
+    )
+    cohort.prepare('train')
+    return cohort
+
+  return algorithms, cohort_of
+
+
+if __name__ == '__main__':
+  main()
