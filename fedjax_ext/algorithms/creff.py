@@ -4,7 +4,7 @@ Shang, Lu, Huang and Wang, "Federated learning on heterogeneous and long-tailed
 data via classifier re-training with federated features", 2022,
 https://arxiv.org/abs/2204.13399.
 
-Axis letters: C clients, D features, Y classes, M synthetic features of a class.
+Axis letters: C clients, D features, Y classes, M features made up of a class.
 """
 
 from typing import Any, NamedTuple
@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_ext.algorithms.class_gradients import mean_class_gradients
 from fedjax_ext.algorithms.fed_avg import ServerState, fed_avg
 from fedjax_ext.algorithms.personal_heads import head_predictors
 from fedjax_ext.core import (
-  ClientOutput,
-  ClientProgram,
   FederatedAlgorithm,
   Layout,
   Phase,
@@ -28,11 +27,11 @@ from fedjax_ext.core import (
   total,
 )
 from fedjax_ext.losses.federated_features import (
-  class_gradients,
+  Retraining,
   match_features,
   train_head,
 )
-from fedjax_ext.losses.headed import HeadedTask, body_of, join, with_head
+from fedjax_ext.losses.headed import HeadedTask, join, with_head
 from fedjax_ext.models import params_of
 from fedjax_ext.models.heads import Head, apply_head
 
@@ -65,11 +64,7 @@ def creff(
   client_optimizer: optax.GradientTransformation,
   layout: Layout,
   phase: Phase = Phase(),
-  features_per_class: int = 100,
-  match_steps: int = 100,
-  match_learning_rate: float = 0.1,
-  head_steps: int = 300,
-  head_learning_rate: float = 0.01,
+  retraining: Retraining = Retraining(),
   debug: bool = False,
 ) -> FederatedAlgorithm:
   """Builds CReFF: FedAvg, and after each round a classifier for balanced data.
@@ -85,14 +80,11 @@ def creff(
     client_optimizer: any optax transformation.
     layout: devices, lanes, waves.
     phase: the local work.
-    features_per_class: M.
-    match_steps: of SGD on the features, a round.
-    match_learning_rate: of it.
-    head_steps: of full-batch SGD on the head, a round.
-    head_learning_rate: of it.
+    retraining: of the classifier at the server.
     debug: run client by client in plain Python.
   """
-  shape = (task.num_classes, features_per_class, task.num_features)
+  each = retraining.features_per_class
+  shape = (task.num_classes, each, task.num_features)
   plain = fed_avg(
     with_head(task),
     client_optimizer=client_optimizer,
@@ -101,40 +93,16 @@ def creff(
     phase=phase,
     debug=debug,
   )
-
-  def step(shared: PyTree, sums: tuple, batch) -> tuple:
-    model, head = shared
-    features = task.frozen_features(body_of(model), batch)
-    labels, weights = task.labels(batch), batch.mask.astype(features.dtype)
-    own = jax.nn.one_hot(labels, task.num_classes) * weights[:, None]
-    gradients = class_gradients(head, features, labels, weights)
-    return sums[0] + gradients, sums[1] + own.sum(0)
-
-  def final(shared: PyTree, client, sums: tuple) -> ClientOutput:
-    gradients, examples = sums
-    mean = gradients / jnp.maximum(examples, 1)[:, None, None]
-    return ClientOutput((mean, (examples > 0) * 1.0), jnp.ones(()))
-
-  kernel = (task.num_features, task.num_classes)
-  program = ClientProgram(
-    lambda shared, client, key: (
-      jnp.zeros((task.num_classes, *kernel)),
-      jnp.zeros(task.num_classes),
-    ),
-    step,
-    final,
-  )
   reducer = total()
-  run = for_each_client(program, reducer, layout=layout, debug=debug)
+  run = for_each_client(
+    mean_class_gradients(task), reducer, layout=layout, debug=debug
+  )
 
   def init(key: jax.Array) -> CreffState:
     model, features = jax.random.split(key)
     average = plain.init(model)
-    return CreffState(
-      average,
-      jax.random.normal(features, shape),
-      params_of(average.params)['head'],
-    )
+    head = params_of(average.params)['head']
+    return CreffState(average, jax.random.normal(features, shape), head)
 
   @jax.jit
   def retrain(state: CreffState, average: ServerState, output) -> CreffState:
@@ -144,14 +112,15 @@ def creff(
       state.head,
       sums / jnp.maximum(clients, 1)[:, None, None],
       clients > 0,
-      steps=match_steps,
-      learning_rate=match_learning_rate,
+      steps=retraining.match_steps,
+      learning_rate=retraining.match_learning_rate,
     )
+    head = params_of(average.params)['head']
     head = train_head(
-      params_of(average.params)['head'],
+      head,
       features,
-      steps=head_steps,
-      learning_rate=head_learning_rate,
+      steps=retraining.head_steps,
+      learning_rate=retraining.head_learning_rate,
     )
     return CreffState(average, features, head)
 

@@ -79,11 +79,13 @@ class _Slots:
 
   def _grow(self, minimum: int) -> None:
     ample = self.capacity + max(self.capacity // 2, 64)
-    # Only rows that checkpoints hold on to need more than one slot a client.
-    if self.capacity < self.num_clients:
-      ample = min(ample, self.num_clients)
+    # Beyond one slot a client: what a round writes before it frees what it
+    # replaces, and rows that checkpoints hold on to.
+    enough = max(self.num_clients, 64)
+    if self.capacity < enough:
+      ample = min(ample, enough)
     else:
-      ample = self.capacity + self.num_clients // 16
+      ample = self.capacity + enough // 32
     capacity = max(minimum, ample)
     if self.directory is None:
       for i, old in enumerate(self.arrays):

@@ -7,11 +7,31 @@ https://arxiv.org/abs/2204.13399.
 Axis letters: D features, Y classes, M features made up of each class, N rows.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_ext.models.heads import Head, apply_head
+
+
+class Retraining(NamedTuple):
+  """How a classifier is trained anew at the server, each round.
+
+  Attributes:
+    features_per_class: M.
+    match_steps: of SGD on the features.
+    match_learning_rate: of it.
+    head_steps: of full-batch SGD on the head.
+    head_learning_rate: of it.
+  """
+
+  features_per_class: int = 100
+  match_steps: int = 100
+  match_learning_rate: float = 0.1
+  head_steps: int = 300
+  head_learning_rate: float = 0.01
 
 
 def class_gradients(

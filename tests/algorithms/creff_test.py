@@ -10,7 +10,10 @@ from fedjax_ext import core
 from fedjax_ext.algorithms import fed_avg
 from fedjax_ext.algorithms.creff import creff
 from fedjax_ext.data import class_counts
-from fedjax_ext.losses.federated_features import class_gradients
+from fedjax_ext.losses.federated_features import (
+  Retraining,
+  class_gradients,
+)
 from fedjax_ext.losses.headed import headed_task, with_head
 from fedjax_ext.models import MODELS
 from fedjax_ext.models.heads import apply_head, linear_head, make_backbone
@@ -61,8 +64,7 @@ class CreffTest(absltest.TestCase):
       client_optimizer=OPTIMIZER,
       layout=self.layout,
       phase=PHASE,
-      features_per_class=8,
-      **more,
+      retraining=Retraining(features_per_class=8, **more),
     )
 
   def cohort(self, algorithm, round=1):

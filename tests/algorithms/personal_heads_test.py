@@ -27,8 +27,9 @@ from fedjax_ext.algorithms.fedloge import (
   realign_local,
 )
 from fedjax_ext.core.pooled import evaluation_info
-from fedjax_ext.data import class_counts
+from fedjax_ext.data import class_counts, from_client_column
 from fedjax_ext.losses.headed import (
+  HeadedTask,
   balanced_softmax,
   headed_task,
   mask_absent,
@@ -330,41 +331,99 @@ class LoopTest(parameterized.TestCase):
       )
       self.assertEqual(same, c not in (0, 2, 4, 8))
 
+  def test_properties(self):
+    """Any order of clients, any padding; what is fixed stays bit for bit."""
+    s, layout = Setting(), core.make_layout(num_devices=1)
+    common = dict(
+      counts=s.counts,
+      classifier=s.classifier,
+      client_optimizer=OPTIMIZER,
+      layout=layout,
+      random_bias=True,
+    )
+    before = s.classifier.copy()
+    results = []
+    for clients, batch_size in (([0, 2, 4, 9], 4), ([9, 4, 0, 2], 4)):
+      phase = PHASE._replace(batch_size=batch_size)
+      algorithm = fed_loge(s.task, phase=phase, **common)
+      state, states = algorithm.init(jax.random.key(1)), states_of(algorithm)
+      bias = np.asarray(state.params['bias'])
+      self.assertGreater(np.abs(bias).max(), 0)
+      for round in (1, 2):
+        cohort = s.problem.cohort(algorithm, clients, layout, round=round)
+        state, states, _ = algorithm.apply(state, states, cohort)
+      np.testing.assert_array_equal(state.params['bias'], bias)
+      np.testing.assert_array_equal(s.classifier, before)
+      results.append((state.params, states.gather(np.array([0, 9]))))
+    self.assertLess(relative_error(*results), 1e-6)
+    # One batch holds all of a client, padded to twice the longest or not.
+    padded = []
+    for batch_size in (33, 66):
+      phase = PHASE._replace(batch_size=batch_size, shuffle=False)
+      algorithm = fed_loge(s.task, phase=phase, **common)
+      state, states = algorithm.init(jax.random.key(1)), states_of(algorithm)
+      cohort = s.problem.cohort(algorithm, [1, 8, 12], layout)
+      state, states, _ = algorithm.apply(state, states, cohort)
+      padded.append((state.params, states.gather(np.array([1, 8, 12]))))
+    self.assertLess(relative_error(*padded), 1e-5)
+
 
 class StepTest(absltest.TestCase):
   def test_three_heads_by_hand(self):
     """Oracle T8: linear backbone W = I, x = (1, 2), y = 0, rate 0.1."""
-    v = jnp.array([[0.1, -0.1], [0.0, 0.1]])
-    x, y = jnp.array([[1.0, 2.0]]), jnp.array([0])
-    zero = jnp.zeros(2)
-    parts = {
-      'w': jnp.eye(2),
-      'psi': {'kernel': jnp.zeros((2, 2)), 'bias': zero},
-      'phi': {'kernel': 0.5 * jnp.eye(2), 'bias': zero},
+    task = HeadedTask(
+      num_features=2,
+      num_classes=2,
+      init=lambda key: {'w': jnp.eye(2)},
+      features=lambda v, batch: (batch.data['image'] @ v['w'].T, ()),
+      frozen_features=lambda v, batch: batch.data['image'] @ v['w'].T,
+      labels=lambda batch: batch.data['label'],
+      metrics=lambda logits, batch: {},
+    )
+    columns = {
+      'image': np.array([[1.0, 2.0]], np.float32),
+      'label': np.array([0], np.int32),
     }
-
-    def loss(parts):
-      f = x @ parts['w'].T
-      seen = jax.lax.stop_gradient(f)
-      losses = (
-        cross_entropy(f @ v, y),
-        cross_entropy(apply_head(parts['psi'], seen), y),
-        cross_entropy(apply_head(parts['phi'], seen), y),
-      )
-      return sum(losses), losses
-
-    (_, losses), g = jax.value_and_grad(loss, has_aux=True)(parts)
-    np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(losses[2], 0.974077, rtol=1e-5)
-    new = jax.tree.map(lambda p, g: p - 0.1 * g, parts, g)
-    np.testing.assert_allclose(
-      new['w'], [[1.01, 0.02], [-0.005, 0.99]], atol=1e-6
+    view = from_client_column(columns, np.array([0]))
+    layout = core.make_layout(num_devices=1)
+    algorithm = fed_loge(
+      task,
+      classifier=np.array([[0.1, -0.1], [0.0, 0.1]], np.float32),
+      counts=np.array([[1, 0]]),
+      client_optimizer=optax.sgd(0.1),
+      layout=layout,
+    )
+    state = algorithm.init(jax.random.key(0))
+    zero = jnp.zeros(2)
+    psi = {'kernel': jnp.zeros((2, 2)), 'bias': zero}
+    state = state._replace(params=state.params | {'head': psi})
+    states = core.make_client_states(
+      algorithm.init_client, num_clients=1, key=jax.random.key(0)
+    )
+    phi = {'kernel': 0.5 * np.eye(2)[None], 'bias': np.zeros((1, 2))}
+    states = states.scatter(np.array([0]), phi)
+    cohort = core.make_cohort(
+      np.array([0]),
+      round=1,
+      seed=0,
+      specs=algorithm.plans,
+      data={'train': view},
+      features=core.place_features(columns, layout),
+      layout=layout,
+    )
+    state, states, metrics = algorithm.apply(state, states, cohort)
+    # ln 2 of the fixed and of the auxiliary head, 0.974077 of the client's.
+    self.assertAlmostEqual(
+      float(metrics['train_loss']), 2 * np.log(2) + 0.974077, places=5
     )
     np.testing.assert_allclose(
-      new['psi']['kernel'].T, [[0.05, 0.1], [-0.05, -0.1]], atol=1e-6
+      state.params['body']['w'], [[1.01, 0.02], [-0.005, 0.99]], atol=1e-6
     )
     np.testing.assert_allclose(
-      new['phi']['kernel'].T,
+      state.params['head']['kernel'].T, [[0.05, 0.1], [-0.05, -0.1]], atol=1e-6
+    )
+    np.testing.assert_allclose(
+      row_of(states, 0)['kernel'].T,
       [[0.562246, 0.124492], [-0.062246, 0.375508]],
       atol=1e-5,
     )

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 import tempfile
 
 from absl.testing import absltest
@@ -111,6 +112,23 @@ class FedLoGeTest(absltest.TestCase):
           self.assertIn(words, line)
         self.assertEqual((code, stdout), (2, ''), stderr)
         self.assertNotIn('Traceback', stderr)
+
+  def test_a_killed_run_resumes_to_the_same_heads(self):
+    flags = [MODULE, *TINY, '--num_rounds=8', '--checkpoint_every=2']
+    whole, killed = self.folder / 'whole', self.folder / 'killed'
+    self.assertEqual(runs.run(whole, *flags).returncode, 0)
+    runs.stop(killed, signal.SIGKILL, runs.in_round(3), *flags)
+    self.assertFalse((killed / 'final.json').exists())
+    self.assertEqual(runs.run(killed, *flags).returncode, 0)
+    self.assertEqual(runs.outcome(whole), runs.outcome(killed))
+    for name in ('head_norms.csv', 'head_norms.png'):
+      self.assertTrue((killed / name).stat().st_size > 0)
+    heads = [(p / 'head_norms.csv').read_text() for p in (whole, killed)]
+    self.assertEqual(*heads)
+    self.assertEqual(
+      heads[0].splitlines()[0],
+      'class,train_examples,shared,own_present,own_absent',
+    )
 
   def test_same_again(self):
     flags = [MODULE, *TINY]
