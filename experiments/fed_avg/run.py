@@ -20,9 +20,9 @@ from fedjax_ext.core import FederatedAlgorithm, Layout, validate
 from fedjax_ext.core.plans import rows_of
 from fedjax_ext.data import FederatedDataset
 from fedjax_ext.losses import Task
-from fedjax_ext.training import app, task_flags
+from fedjax_ext.training import app, robust_flags, task_flags
 from fedjax_ext.training import flags as shared
-from fedjax_ext.training.experiment import run_experiment
+from fedjax_ext.training.experiment import dataset_from_flags, run_experiment
 
 FLAGS = flags.FLAGS
 
@@ -39,6 +39,7 @@ flags.DEFINE_float(
 )
 flags.adopt_module_key_flags(shared)
 flags.adopt_module_key_flags(task_flags)
+flags.adopt_module_key_flags(robust_flags)
 
 
 def make_algorithm(
@@ -48,6 +49,13 @@ def make_algorithm(
   phase = shared.phase_from_flags()
   if FLAGS.algorithm in ('local_training', 'fine_tuning'):
     check_personal_parts(dataset)
+  if FLAGS.algorithm in ('local_training', 'scaffold'):
+    validate.check(
+      not FLAGS.attack and not FLAGS.defense,
+      'Expected no attack and no defense for '
+      f'algorithm={FLAGS.algorithm}, which does not average updates of one '
+      'kind.',
+    )
   if FLAGS.algorithm == 'scaffold':
     validate.check(
       FLAGS.client_optimizer == 'sgd'
@@ -78,6 +86,7 @@ def make_algorithm(
       debug=FLAGS.debug,
     )
   common = dict(
+    averaging=robust_flags.averaging_from_flags(task, dataset),
     client_optimizer=client_optimizer,
     server_optimizer=shared.optimizer_from_flags('server'),
     layout=layout,
@@ -130,18 +139,42 @@ def check_personal_parts(dataset: FederatedDataset) -> None:
   )
 
 
+def make_dataset() -> tuple[FederatedDataset, str]:
+  """The flags' dataset; attackers are left out of reports."""
+  dataset, digest = dataset_from_flags()
+  return robust_flags.honest_parts(dataset), digest
+
+
+def with_success(
+  algorithm: FederatedAlgorithm, task: Task, dataset: FederatedDataset
+) -> FederatedAlgorithm:
+  """Under an attack, its success is among the metrics."""
+  if not FLAGS.attack:
+    return algorithm
+  scenario = robust_flags.scenario_from_flags(task, dataset)
+  return robust_flags.with_success(algorithm, scenario)
+
+
 def main() -> None:
   """Checks everything, trains or resumes, prints the result."""
+
+  def build(dataset: FederatedDataset, layout: Layout) -> FederatedAlgorithm:
+    task = task_flags.task_from_flags(dataset)
+    algorithm = make_algorithm(task, dataset, layout)
+    return with_success(algorithm, task, dataset)
+
   run_experiment(
     __name__,
-    make_algorithm=lambda dataset, layout: make_algorithm(
-      task_flags.task_from_flags(dataset), dataset, layout
-    ),
-    named=task_flags.NAMED,
+    make_algorithm=build,
+    make_dataset=make_dataset,
+    make_sampler=robust_flags.sampler_from_flags,
+    named=task_flags.NAMED | robust_flags.NAMED,
     said={
       'test_accuracy': 'test/accuracy/pooled',
+      'test_attack_success': 'test/attack_success/pooled',
       'unparticipating_accuracy': 'unparticipating/accuracy/pooled',
     },
+    metrics=('accuracy', 'attack_success', 'target_rate'),
   )
 
 

@@ -98,7 +98,7 @@ def print_result(
       instance {'test_accuracy': 'test/accuracy/pooled'}; what the run does not
       have is left out.
     workdir: the run's folder.
-    metrics: to print a line of for every part.
+    metrics: to print a line of for every part; those of no part are left out.
 
   Of many processes only the first prints.
   """
@@ -108,7 +108,10 @@ def print_result(
   width = max(
     (len(f'{n} {p}') for n, r in result.reports.items() for p in r), default=0
   )
+  parts = [one for report in result.reports.values() for one in report.values()]
   for metric in metrics:
+    if parts and not any(metric in one.sums for one in parts):
+      continue
     print(
       f'{metric} by predictor and part; pooled = every example (of text: '
       'token) alike, the rest over clients'
