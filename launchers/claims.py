@@ -127,7 +127,8 @@ def judge(
     for result in results
     if result.cell.dataset == dataset
   }
-  sign = -1 if spec.direction == 'lower' else 1
+  direction = claim.direction or spec.direction
+  sign = -1 if direction == 'lower' else 1
   sides = [(claim.better, claim.figure or spec.metric)]
   if claim.worse:
     sides.append((claim.worse, claim.against or sides[0][1]))

@@ -50,6 +50,7 @@ The format, with every key (those marked optional may be left out):
     level = 85.0                      # optional: shown points, 0 by default
     figure = 'GM'                     # optional: the table's metric
     against = 'GM tail'               # optional: of `worse`, by default figure
+    direction = 'lower'               # optional: of figure, the table's
     datasets = ['digits']             # optional: every column
     margin = 1.0                      # optional: shown points that count as 0
     kind = 'better'                   # optional: or 'equal', within the margin;
@@ -71,6 +72,7 @@ The format, with every key (those marked optional may be left out):
     row = 'FedAvg'
     at_least = 90.0                   # or at_most; shown units, for every seed
     of = 'seeds'                      # optional: or 'mean', over seeds
+    figure = 'GM'                     # optional: the table's metric
     source = 'our acceptance limit'
     datasets = ['digits']             # optional: every column
 """
@@ -171,6 +173,7 @@ class Claim:
   level: float = 0.0
   figure: str = ''
   against: str = ''
+  direction: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +212,7 @@ class Limit:
   source: str
   datasets: tuple[str, ...]
   of: str = 'seeds'
+  figure: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -518,6 +522,7 @@ def _claim(
     level=section.get('level', fields.number, 0.0),
     figure=section.get('figure', fields.text, ''),
     against=section.get('against', fields.text, ''),
+    direction=section.get('direction', fields.one_of(DIRECTIONS), ''),
   )
   if claim.level and claim.worse:
     section.fail('level', 'is for claims without worse')
@@ -557,6 +562,7 @@ def _limit(
       'datasets', fields.list_of(fields.one_of(columns)), columns
     ),
     of=section.get('of', fields.one_of(('seeds', 'mean')), 'seeds'),
+    figure=section.get('figure', fields.text, ''),
   )
   if (limit.at_least is None) == (limit.at_most is None):
     section.fail('row', 'expected one of at_least and at_most')

@@ -286,7 +286,13 @@ def _claims_section(report: Report) -> list[str]:
     )
   if not lines:
     return ['No claim is about the data sets of this preset.']
-  sign = ' with the sign turned' if report.spec.direction == 'lower' else ''
+  directions = {
+    v.claim.direction or report.spec.direction
+    for v in claims.judge_all(report.spec, report.results)
+  }
+  sign = ' with the sign turned' if 'lower' in directions else ''
+  if sign and len(directions) > 1:
+    sign += ' where lower is better'
   side = 'more' if report.spec.direction == 'neither' else 'better'
   header = [
     'claim',
@@ -469,7 +475,7 @@ def _limits_section(report: Report) -> list[str]:
   decimals = report.spec.decimals
   lines = [
     [
-      limit.row,
+      limit.row + (f' ({limit.figure})' if limit.figure else ''),
       dataset,
       _bound(limit),
       _by_seed(limit, values, decimals),
@@ -522,12 +528,14 @@ def _judged_limits(
   """
   if report.plan.preset == 'smoke':
     return []
-  groups = {
-    (g.row, g.dataset): g
-    for g in summary.summarise(report.spec, report.results)
-  }
   judged = []
   for limit in report.spec.limits:
+    groups = {
+      (g.row, g.dataset): g
+      for g in summary.summarise(
+        report.spec, report.results, metric=limit.figure or None
+      )
+    }
     for dataset in limit.datasets:
       group = groups.get((limit.row, dataset))
       if group is None:

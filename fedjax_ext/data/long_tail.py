@@ -150,6 +150,7 @@ def long_tail(
   imbalance: float = 1.0,
   largest: int = 0,
   nested: bool = False,
+  groups: bool = True,
   test_fraction: float = 0.2,
   validation_fraction: float = 0.0,
   eval_clients: int = 0,
@@ -172,6 +173,7 @@ def long_tail(
     imbalance: smallest over largest class of the train rows kept; 1 without
       `largest` keeps all.
     largest: train rows of class 0 to keep; 0 takes the mean over classes.
+    groups: also report classes in groups, as said above.
     nested: keep the first rows of each class, not a random choice.
     test_fraction: of the rows, each class by its share, where the source has
       no split.
@@ -238,7 +240,8 @@ def long_tail(
     held = client_mask(train, fraction=validation_fraction, seed=seeds[2])
     splits |= {'train': train.filter(~held), 'validation': train.filter(held)}
   splits |= {'test': test, 'local_test': local}
-  splits |= _by_group(label, test, local, columns.num_classes)
+  if groups:
+    splits |= _by_group(label, test, local, columns.num_classes)
   participating = np.flatnonzero(splits['train'].sizes() > 0)
   who = lambda view: np.flatnonzero(view.sizes() > 0)
   parts = {name: Part(who(view), name) for name, view in splits.items()}

@@ -47,12 +47,15 @@ def fools_gold_weights(history: jax.Array, present: jax.Array) -> jax.Array:
   return jnp.clip(weights, 0, 1) * present
 
 
-def fools_gold(*, layer: str = '', remember: bool = True) -> Reducer:
+def fools_gold(
+  *, layers: tuple[str, ...] = (), remember: bool = True
+) -> Reducer:
   """The mean weighted by `fools_gold_weights` times the clients' weights.
 
   Args:
-    layer: compare parameters whose path has this name in it, such as 'Dense_1';
-      '' compares all. The paper takes the last layer.
+    layers: compare the parameters of a layer alone, the first of these names
+      that the model has, such as 'Dense_1'; () compares all. The paper takes
+      the last layer.
     remember: compare sums over all rounds that a client took part in, [C, P];
       else the round's updates alone.
 
@@ -61,15 +64,17 @@ def fools_gold(*, layer: str = '', remember: bool = True) -> Reducer:
   """
 
   def compared(updates: PyTree) -> jax.Array:
-    paths = jax.tree_util.tree_leaves_with_path(updates)
-    chosen = [
-      x
-      for path, x in paths
-      if not layer or layer in [str(getattr(p, 'key', p)) for p in path]
-    ]
+    named: dict[str, list] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(updates):
+      for part in path:
+        named.setdefault(str(getattr(part, 'key', part)), []).append(x)
+    known = [name for name in layers if name in named]
     validate.check(
-      bool(chosen), f'Expected parameters of a layer {layer!r}, got none.'
+      bool(known) or not layers,
+      f'Expected a model with one of the layers {list(layers)}, got one with '
+      f'{sorted(named)}.',
     )
+    chosen = named[known[0]] if layers else jax.tree.leaves(updates)
     return as_rows(chosen)
 
   def memory(template: PyTree, num_clients: int) -> PyTree:

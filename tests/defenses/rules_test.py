@@ -200,7 +200,7 @@ class RulesTest(parameterized.TestCase):
   def test_fools_gold_remembers(self):
     """Two rounds of other clients: sums of their own rows, and no others'."""
     rows, _ = drawn()
-    rule = DEFENSES['fools_gold'](layer='b')
+    rule = DEFENSES['fools_gold'](layers=('z', 'b'))
     _, memory = apply(rule, rows[:3], clients=np.array([4, 2, 9]))
     got, memory = apply(
       rule, rows[3:6], clients=np.array([2, 0, 9]), memory=memory
@@ -213,8 +213,8 @@ class RulesTest(parameterized.TestCase):
     np.testing.assert_allclose(
       got, np.average(rows[3:6], 0, weights), rtol=1e-4
     )
-    with self.assertRaisesRegex(InvalidInput, "layer 'c'"):
-      apply(DEFENSES['fools_gold'](layer='c'), rows)
+    with self.assertRaisesRegex(InvalidInput, r"\['c'\]"):
+      apply(DEFENSES['fools_gold'](layers=('c',)), rows)
 
   def test_flame(self):
     """The outlier by direction goes; lengths end at the median; noise."""

@@ -43,7 +43,7 @@ GOOD = {
     '--client_defenses=fine_tuned',
     '--client_defenses=simple_tuned',
     '--client_defenses=distilled',
-    '--defense=fools_gold:layer=Dense_0',
+    '--defense=fools_gold:layers=Dense_0',
   ],
   'late': [
     '--algorithm=fed_prox',

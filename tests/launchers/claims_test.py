@@ -32,13 +32,28 @@ def result(row, seed, value, *, diverged=False, dataset='d'):
   return results.Result(cell, final, 'code')
 
 
+def table(*, direction='higher', scale=1.0, rows=(), figures=None):
+  return spec.TableSpec(
+    title='',
+    paper='',
+    metric=METRIC,
+    direction=direction,
+    scale=scale,
+    presets={},
+    rows=rows,
+    datasets=(),
+    tuning=None,
+    claims=(),
+    figures=figures or {},
+  )
+
+
 def judge(pairs, *, direction='higher', scale=1.0, claim=CLAIM):
   ended = []
   for seed, (left, right) in enumerate(pairs, 1):
     ended += [result('A', seed, left), result('B', seed, right)]
-  return claims.judge(
-    claim, 'd', ended, metric=METRIC, scale=scale, direction=direction
-  )
+  made = table(direction=direction, scale=scale)
+  return claims.judge(claim, 'd', ended, spec=made)
 
 
 class ClaimsTest(parameterized.TestCase):
@@ -137,6 +152,30 @@ class ClaimsTest(parameterized.TestCase):
     self.assertEqual(judge(pairs, direction='lower').outcome, 'holds')
     self.assertEqual(judge(pairs, direction='higher').outcome, 'fails')
 
+  def test_figures_of_one_row_of_other_names_and_a_level(self):
+    """A's own 'more' against its metric; against 4; and lower is better."""
+    row = spec.Row('A', (), (), {}, ('d',), figures={'M': 'a/more'})
+    made = table(rows=(row,), figures={'M': 'more', 'own': METRIC})
+    ended = []
+    for seed, value in enumerate((1.0, 1.1, 0.9), 1):
+      one = result('A', seed, value)
+      metrics = {METRIC: value, 'a/more': value + 5, 'more': 0.0}
+      final = dataclasses.replace(one.final, metrics=metrics)
+      ended.append(dataclasses.replace(one, final=final))
+    claim = spec.Claim('', 'A', 'A', ('d',), 1.0, figure='M', against='own')
+    verdict = claims.judge(claim, 'd', ended, spec=made)
+    self.assertEqual(verdict.outcome, 'holds')
+    for _, gain in verdict.differences:
+      self.assertAlmostEqual(gain, 5)
+    claim = spec.Claim('', 'A', '', ('d',), 1.0, figure='M', level=4.0)
+    verdict = claims.judge(claim, 'd', ended, spec=made)
+    self.assertAlmostEqual(verdict.interval.mean, 2)
+    self.assertEqual(verdict.outcome, 'holds')
+    claim = dataclasses.replace(claim, direction='lower')
+    verdict = claims.judge(claim, 'd', ended, spec=made)
+    self.assertAlmostEqual(verdict.interval.mean, -2)
+    self.assertEqual(verdict.outcome, 'fails')
+
   def test_one_seed_decides_nothing(self):
     verdict = judge([(9.0, 1.0)])
     self.assertEqual(verdict.outcome, 'undecided')
@@ -147,9 +186,7 @@ class ClaimsTest(parameterized.TestCase):
     ended = [result('A', seed, 5.0 + seed / 10) for seed in (1, 2, 3)]
     ended += [result('B', 1, 1.0), result('B', 2, 1.0)]
     ended += [result('B', 3, 1.0, diverged=True)]
-    verdict = claims.judge(
-      CLAIM, 'd', ended, metric=METRIC, scale=1.0, direction='higher'
-    )
+    verdict = claims.judge(CLAIM, 'd', ended, spec=table())
     self.assertEqual(verdict.outcome, 'undecided')
     self.assertEqual(verdict.reason, 'B, seed 3: diverged')
     self.assertLen(verdict.differences, 2)
@@ -158,9 +195,7 @@ class ClaimsTest(parameterized.TestCase):
     ended = [result('A', s, 5.0 + s / 10) for s in (1, 2, 3)]
     ended += [result('B', s, 1.0) for s in (1, 2, 3)]
     other = [result(r, 1, 0.0, dataset='e') for r in 'AB']
-    verdict = claims.judge(
-      CLAIM, 'd', ended + other, metric=METRIC, scale=1.0, direction='higher'
-    )
+    verdict = claims.judge(CLAIM, 'd', ended + other, spec=table())
     self.assertEqual(verdict.outcome, 'holds')
 
 

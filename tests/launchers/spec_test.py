@@ -218,6 +218,19 @@ class SpecTest(parameterized.TestCase):
     ('lr = [0.03, 1e-5]', 'lr = []', 'rows[0].tune.lr: expected a list'),
     ('lr = [', 'seed = [', 'rows[0].tune.seed: expected the name of a flag'),
     ("title = 'Baselines'", 'title = ', 'is not valid TOML'),
+    (
+      "worse = 'Local'",
+      "worse = 'Local'\nlevel = 2",
+      'claims[0].level: is for claims without worse',
+    ),
+    (
+      "worse = 'Local'",
+      "against = 'x'",
+      'claims[0].against: is the figure of worse',
+    ),
+    ("name = 'Local'", "name = 'Local'\nfigures = { a = 'b' }", "key 'a'"),
+    ('seed = 1000', "seed = 1000\npresets = ['tiny']", 'tuning.presets: exp'),
+    ('seed = 1000', 'seed = 1000\nfigures = 1', 'tuning.figures: unknown'),
   )
   def test_a_mistake_is_one_line_with_file_and_key(self, old, new, message):
     self.assertIn(old, TABLE)

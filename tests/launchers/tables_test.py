@@ -184,6 +184,40 @@ class TablesTest(absltest.TestCase):
     ):
       self.assertNotIn(absent, plain)
 
+  def test_figures_by_name(self):
+    """Local has no generic model; its own metric stands elsewhere."""
+    text = TABLE.replace("metric = 'test/accuracy'", "metric = 'PM'", 1)
+    text = text.replace(
+      '[presets.small]',
+      "[figures]\nPM = 'test/accuracy'\nGM = 'test/loss'\n"
+      "[[details]]\ntitle = 'More'\nmetrics = ['GM', 'none']\n"
+      '[presets.small]',
+    ).replace(
+      "name = 'Local'\n",
+      "name = 'Local'\nfigures = { PM = 'own', GM = '' }\n",
+      1,
+    )
+    text += "[[limits]]\nrow = 'FedAvg'\nfigure = 'GM'\nat_least = 25\n"
+    local = [final(0.1) for _ in range(3)]
+    for one in local:
+      one.metrics['own'] = 0.5
+    made = report([final(0.96, loss=0.3)] * 3 + local, text=text)
+    shown = tables.markdown(made)
+    for expected in (
+      '| FedAvg | 96.00 ± 0.00 (n = 3) | 96.1 (Table 2) |',
+      '| Local | 50.00 ± 0.00 (n = 3) | not found |',
+      'over n seeds of `PM` (`test/accuracy`) in %',
+      '## More: digits\n\n|  | GM | none |\n| --- | --- | --- |\n'
+      '| FedAvg | 30.00 ± 0.00 (n = 3) | - |\n\n',
+      '- GM: `test/loss`',
+      '- PM of Local: `own`\n- GM of Local: it has none',
+      '| FedAvg (GM) | digits | >= 25 | 30.00, 30.00, 30.00 |  | **kept** |',
+    ):
+      self.assertIn(expected, shown)
+    lines = list(csv.DictReader(io.StringIO(tables.csv_text(made))))
+    self.assertEqual([line['GM'] for line in lines], ['30.0'] * 3 + [''] * 3)
+    self.assertEqual(lines[3]['value'], '50.0')
+
   def test_a_seed_without_a_figure_in_the_further_sections(self):
     figures = [final(0.97, loss=0.2)] * 2 + [final(0.97, diverged=True)]
     figures += [final(0.90, loss=0.4)] * 2 + [final(0.90)]
