@@ -17,11 +17,13 @@ import statistics
 import tempfile
 import time
 
+from benchmarks.turns import bank_of, made_up, take_turns
+
 
 def main() -> None:
   """Prints one line of JSON."""
   parser = argparse.ArgumentParser(prog='python -m benchmarks.fedloge_rounds')
-  parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--rounds', type=int, default=15)
   given = parser.parse_args()
 
   from benchmarks.contestants import use_one_device_per_core
@@ -30,7 +32,6 @@ def main() -> None:
   import jax
   import numpy as np
 
-  from fedjax_ext import core
   from fedjax_ext.models.heads import sparse_etf
 
   result = {}
@@ -39,22 +40,14 @@ def main() -> None:
   result['sparse_etf_100x512_seconds'] = round(time.perf_counter() - begun, 2)
   assert kernel.shape == (512, 100)
 
-  contestants, cohort_of = setting(num_clients=40, examples=100)
-  states = {n: a.init(jax.random.key(0)) for n, a in contestants.items()}
-  banks = {name: bank_of(a, 40, None) for name, a in contestants.items()}
-  seconds: dict[str, list[float]] = {name: [] for name in contestants}
-  sampler = core.uniform_sampler(40, cohort_size=8)
-  for number in range(1, given.rounds + 3):  # the first two compile
-    clients = core.sample_cohort(sampler, 0, number)
-    for name in sorted(contestants, reverse=bool(number % 2)):
-      cohort = cohort_of(contestants[name], clients, number)
-      begun = time.perf_counter()
-      states[name], banks[name], _ = contestants[name].apply(
-        states[name], banks[name], cohort
-      )
-      jax.block_until_ready(states[name])
-      seconds[name].append(time.perf_counter() - begun)
-  medians = {name: statistics.median(s[2:]) for name, s in seconds.items()}
+  layout, cohort_of = made_up(num_clients=40, examples=100, shape=(32, 32, 3))
+  medians = take_turns(
+    algorithms(layout, num_clients=40),
+    cohort_of,
+    num_clients=40,
+    cohort_size=8,
+    rounds=given.rounds,
+  )
   result |= {
     f'{name}_round_seconds': round(s, 4) for name, s in medians.items()
   }
@@ -62,8 +55,8 @@ def main() -> None:
     medians['fed_loge'] / medians['fed_avg'], 3
   )
 
-  contestants, cohort_of = setting(num_clients=1000, examples=20)
-  algorithm = contestants['fed_loge']
+  layout, cohort_of = made_up(num_clients=1000, examples=20, shape=(32, 32, 3))
+  algorithm = algorithms(layout, num_clients=1000)['fed_loge']
   with tempfile.TemporaryDirectory() as folder:
     bank = bank_of(algorithm, 1000, pathlib.Path(folder))
     state, times = algorithm.init(jax.random.key(0)), []
@@ -90,48 +83,18 @@ def main() -> None:
   print(json.dumps(result))
 
 
-def bank_of(algorithm, num_clients: int, folder: pathlib.Path | None):
-  """An empty bank, None for algorithms without rows."""
-  import jax
-
-  from fedjax_ext.core import make_client_states
-
-  if algorithm.init_client is None:
-    return None
-  return make_client_states(
-    algorithm.init_client,
-    num_clients=num_clients,
-    key=jax.random.key(1),
-    directory=folder,
-  )
-
-
-def setting(*, num_clients: int, examples: int):
-  """({name: algorithm}, (algorithm, clients, round) -> planned cohort)."""
+def algorithms(layout, *, num_clients: int):
+  """{name: algorithm} of one backbone."""
   import numpy as np
   import optax
 
   from fedjax_ext import core
   from fedjax_ext.algorithms import fed_avg
   from fedjax_ext.algorithms.fedloge import fed_loge
-  from fedjax_ext.data import from_assignment
   from fedjax_ext.losses.headed import headed_task, with_head
   from fedjax_ext.models import MODELS
   from fedjax_ext.models.heads import make_backbone, simplex_etf
 
-  rng = np.random.default_rng(0)
-  count = num_clients * examples
-  columns = {
-    'image': rng.integers(0, 256, (count, 32, 32, 3), np.uint8),
-    'label': rng.integers(0, 10, count).astype(np.int32),
-  }
-  data = from_assignment(
-    columns,
-    np.repeat(np.arange(num_clients), examples),
-    client_ids=np.arange(num_clients),
-  )
-  layout = core.make_layout()
-  features = core.place_features(columns, layout)
   backbone = make_backbone(
     MODELS['group_norm_cnn'],
     input_shape=(32, 32, 3),
@@ -145,7 +108,8 @@ def setting(*, num_clients: int, examples: int):
     layout=layout,
     phase=core.Phase(epochs=2, batch_size=32),
   )
-  algorithms = {
+  rng = np.random.default_rng(0)
+  return {
     'fed_avg': fed_avg(
       with_head(task), server_optimizer=optax.sgd(1.0), **common
     ),
@@ -156,21 +120,6 @@ def setting(*, num_clients: int, examples: int):
       **common,
     ),
   }
-
-  def cohort_of(algorithm, clients, number):
-    cohort = core.make_cohort(
-      clients,
-      round=number,
-      seed=0,
-      specs=algorithm.plans,
-      data={'train': data},
-      features=features,
-      layout=layout,
-    )
-    cohort.prepare('train')
-    return cohort
-
-  return algorithms, cohort_of
 
 
 if __name__ == '__main__':
