@@ -63,6 +63,7 @@ def make_algorithm(
       and not FLAGS.client_momentum
       and not FLAGS.server_momentum
       and not FLAGS.client_weight_decay
+      and FLAGS.client_learning_rate_decay == 1
       and FLAGS.client_weighting == 'examples',
       'Expected plain sgd on clients and server and no client_weighting for '
       'algorithm=scaffold, which averages clients uniformly.',

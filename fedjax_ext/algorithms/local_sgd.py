@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_ext.core import Batch, Client, ClientOutput, ClientProgram
+from fedjax_ext.core import (
+  Batch,
+  Client,
+  ClientOutput,
+  ClientProgram,
+  validate,
+)
 from fedjax_ext.models import params_of, with_params
 
 PyTree = Any
@@ -45,6 +51,34 @@ def delta_of(after: PyTree, before: PyTree) -> PyTree:
 def add_scaled(x: PyTree, scale: jax.Array | float, y: PyTree) -> PyTree:
   """x + scale * y, leaf by leaf of two like pytrees; scale is a scalar."""
   return jax.tree.map(lambda a, b: (a + scale * b).astype(a.dtype), x, y)
+
+
+def decay_by_round(
+  *, factor: float, every: int = 1
+) -> optax.GradientTransformationExtraArgs:
+  """Rates that fall with the rounds.
+
+    update * factor^floor((round - 1) / every)
+
+  To be chained after an optimizer.
+
+  Args:
+    factor: in (0, 1].
+    every: rounds between falls.
+  """
+  validate.above('factor', factor, 0)
+  validate.between('factor', factor, 0, 1)
+  validate.at_least('every', every, 1)
+
+  def update(updates, state, params=None, *, round=0, **more):
+    del params, more
+    falls = jnp.maximum(jnp.asarray(round) - 1, 0) // every
+    scale = factor ** falls.astype(jnp.result_type(float))
+    return jax.tree.map(lambda u: (u * scale).astype(u.dtype), updates), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update
+  )
 
 
 def from_server(shared: PyTree, client: Client, key: jax.Array) -> PyTree:
@@ -89,6 +123,9 @@ def local_sgd(
 
   x <- x - optimizer(grad(loss(x, batch) + penalty(x, context)))
 
+  An optimizer that takes extra arguments gets `round`, a scalar from 1 (0 in
+  evaluation), see `decay_by_round`.
+
   Moving statistics, where the model has any, become what the loss returns
   beside its value; optimizer and penalty see params alone.
 
@@ -101,6 +138,8 @@ def local_sgd(
     end: (shared, client, LocalState) -> ClientOutput.
     uses_context: the loss is (model, batch, context).
   """
+
+  optimizer = optax.with_extra_args_support(optimizer)
 
   def objective(params, model, context, batch):
     more = (context,) if uses_context else ()
@@ -127,7 +166,7 @@ def local_sgd(
       params, state.params, state.context, batch
     )
     updates, optimizer_state = optimizer.update(
-      grads, state.optimizer_state, params
+      grads, state.optimizer_state, params, round=batch.info.round
     )
     count = batch.mask.sum().astype(value.dtype)
     loss_sum, examples = state.loss

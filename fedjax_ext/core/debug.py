@@ -99,6 +99,7 @@ def debug_client(
         jnp.int32(info['epoch']),
         jnp.int32(info['phase']),
         jnp.bool(info['epoch_end']),
+        jnp.int32(info['round']),
       ),
     )
     real = rows[:count]

@@ -117,6 +117,7 @@ class Plan(NamedTuple):
     num_empty: int32 [D].
     client: int32 [D, Kd], client numbers by slot, ascending; -1 pads.
     num_examples: int32 [D, Kd], as in Client.
+    round: int32 [D], as in StepInfo.
   """
 
   example: np.ndarray
@@ -135,6 +136,7 @@ class Plan(NamedTuple):
   num_empty: np.ndarray
   client: np.ndarray
   num_examples: np.ndarray
+  round: np.ndarray
 
   @property
   def clients(self) -> np.ndarray:
@@ -213,7 +215,7 @@ def plan_round(
   num_steps = bucket(max(p.num_steps.max() for p in packed))
   num_slots = bucket(max(p.num_slots for p in packed))
   return [
-    _fill(w, p, layout, num_steps, num_slots)
+    _fill(w, p, layout, num_steps, num_slots, round)
     for w, p in zip(work, packed, strict=True)
   ]
 
@@ -477,6 +479,7 @@ def _fill(
   layout: Layout,
   num_steps: int,
   num_slots: int,
+  round: int,
 ) -> Plan:
   """Writes packed clients into padded arrays."""
   devices, lanes = layout.num_devices, layout.lanes
@@ -500,6 +503,7 @@ def _fill(
     num_empty=zeros(devices),
     client=zeros((devices, num_slots)) - 1,
     num_examples=zeros((devices, num_slots)),
+    round=zeros(devices) + np.int32(round),
   )
   device, lane, first, slot = packing[:4]
   where = (
@@ -552,7 +556,8 @@ def client_batches(
     client: client number.
 
   Yields:
-    (rows int32 [B], count, {'step', 'epoch', 'phase', 'epoch_end'}: scalars).
+    (rows int32 [B], count, {'step', 'epoch', 'phase', 'epoch_end', 'round'}:
+    scalars).
   """
   device, slot = (int(i[0]) for i in np.nonzero(plan.client == client))
   live = np.arange(plan.slot.shape[1])[:, None] < plan.num_steps[device]
@@ -561,6 +566,7 @@ def client_batches(
     at = (device, step, lane)
     names = ('step', 'epoch', 'phase', 'epoch_end')
     info = {name: getattr(plan, name)[at] for name in names}
+    info['round'] = plan.round[device]
     yield plan.example[at], int(plan.count[at]), info
 
 

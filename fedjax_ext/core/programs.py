@@ -43,6 +43,7 @@ class StepInfo(NamedTuple):
     epoch: epochs of this phase so far, from 0.
     phase: index of the plan's phase.
     epoch_end: whether this step is the last of its epoch.
+    round: the round, from 1; 0 in evaluation and where there are none.
   """
 
   key: jax.Array
@@ -50,6 +51,7 @@ class StepInfo(NamedTuple):
   epoch: jax.Array
   phase: jax.Array
   epoch_end: jax.Array
+  round: jax.Array | int = 0
 
 
 class Batch(NamedTuple):

@@ -160,7 +160,7 @@ class _Clients:
     key = jax.random.fold_in(self.keys(slot)[1], step)
     data = jax.tree.map(lambda x: x[example], self.features)
     mask = jnp.arange(example.shape[0]) < count
-    info = StepInfo(key, step, epoch, phase, end)
+    info = StepInfo(key, step, epoch, phase, end, self.plan.round)
     return self.program.step(self.shared, state, Batch(data, mask, info))
 
   def types(self, rows: PyTree) -> tuple[PyTree, ClientOutput]:

@@ -15,6 +15,7 @@ import optax
 from absl import flags
 
 from fedjax_ext import data
+from fedjax_ext.algorithms.local_sgd import decay_by_round
 from fedjax_ext.core import (
   Layout,
   Phase,
@@ -104,6 +105,12 @@ define_optimizer_flags('server', 1.0)
 flags.DEFINE_float(
   'client_weight_decay', 0.0, 'Decay in the gradient (L2); adamw: decoupled.'
 )
+flags.DEFINE_float(
+  'client_learning_rate_decay',
+  1.0,
+  "What the clients' rate is multiplied by every --client_decay_every rounds.",
+)
+flags.DEFINE_integer('client_decay_every', 1, 'Rounds between such decays.')
 flags.DEFINE_integer('client_epochs', 1, 'Local epochs.')
 flags.DEFINE_integer(
   'client_steps', 0, 'Local steps instead of epochs, if > 0.'
@@ -279,6 +286,15 @@ def optimizer_from_flags(
   }[get('optimizer')]()
   if decay and get('optimizer') != 'adamw':
     optimizer = optax.chain(optax.add_decayed_weights(decay), optimizer)
+  factor = FLAGS.client_learning_rate_decay
+  validate.above('client_learning_rate_decay', factor, 0)
+  validate.between('client_learning_rate_decay', factor, 0, 1)
+  validate.at_least('client_decay_every', FLAGS.client_decay_every, 1)
+  if side == 'client' and factor < 1:
+    optimizer = optax.chain(
+      optimizer,
+      decay_by_round(factor=factor, every=FLAGS.client_decay_every),
+    )
   return optimizer
 
 
