@@ -28,7 +28,7 @@ from fedjax_ext.algorithms.personal_heads import (
   whole_model_predictors,
 )
 from fedjax_ext.core import FederatedAlgorithm, Layout, validate
-from fedjax_ext.data import FederatedDataset, class_counts
+from fedjax_ext.data import FederatedDataset, count_classes
 from fedjax_ext.losses.headed import HeadedTask, with_head
 from fedjax_ext.models.heads import sparse_etf
 from fedjax_ext.training import app, seed_flags, task_flags
@@ -81,14 +81,11 @@ flags.adopt_module_key_flags(task_flags)
 FLAGS.set_default('eval', 'long_tail')
 
 
-def count_classes(dataset: FederatedDataset, split: str) -> np.ndarray:
+def counts_of(dataset: FederatedDataset, split: str) -> np.ndarray:
   """Examples of every client and class in a split, int64 [C, Y]."""
-  view = dataset.splits[split]
-  label = np.asarray(dataset.features['label'])[np.asarray(view.rows)]
-  return class_counts(
-    label,
-    view.owners(),
-    num_clients=view.num_clients,
+  return count_classes(
+    dataset.splits[split],
+    dataset.features['label'],
     num_classes=dataset.num_classes,
   )
 
@@ -102,9 +99,9 @@ def make_algorithm(
     'Expected test and local test examples; use --eval=long_tail:....',
   )
   task = task_flags.headed_task_from_flags(
-    dataset, count_classes(dataset, 'test').sum(0)
+    dataset, counts_of(dataset, 'test').sum(0)
   )
-  counts = count_classes(dataset, 'train')
+  counts = counts_of(dataset, 'train')
   common = dict(
     client_optimizer=shared.optimizer_from_flags('client'),
     layout=layout,
@@ -169,7 +166,7 @@ def make_finish(dataset: FederatedDataset) -> Finish:
   """What to say of the last heads: their norms by class."""
   return functools.partial(
     report_norms,
-    counts=count_classes(dataset, 'train'),
+    counts=counts_of(dataset, 'train'),
     own_heads=FLAGS.algorithm == 'fedloge',
     workdir=shared.workdir_from_flags(),
   )

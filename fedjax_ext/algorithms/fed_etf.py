@@ -25,6 +25,7 @@ from fedjax_ext.losses.headed import (
   body_of,
   join,
 )
+from fedjax_ext.losses.task import with_stats
 from fedjax_ext.models import params_of
 from fedjax_ext.models.heads import apply_head, linear_head, simplex_etf
 
@@ -87,7 +88,7 @@ def fed_etf(
     features, stats = task.features(body_of(model), batch)
     balanced = balanced_softmax(logits(params_of(model), features), mine)
     value = task.cross_entropy(balanced, batch)
-    return (value, stats) if jax.tree.leaves(stats) else value
+    return with_stats(value, stats)
 
   program = local_sgd(
     loss,

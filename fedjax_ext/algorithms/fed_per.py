@@ -21,6 +21,7 @@ from fedjax_ext.algorithms.personal_heads import (
 from fedjax_ext.core import FederatedAlgorithm, Layout, Phase
 from fedjax_ext.losses import Task
 from fedjax_ext.losses.headed import HeadedTask, join
+from fedjax_ext.losses.task import with_stats
 from fedjax_ext.models import params_of
 from fedjax_ext.models.heads import apply_head
 
@@ -71,7 +72,7 @@ def fed_per(
     body, _, own = heads_of(model)
     features, stats = task.features(body, batch)
     value = task.cross_entropy(apply_head(own, features), batch)
-    return (value, stats) if jax.tree.leaves(stats) else value
+    return with_stats(value, stats)
 
   return fed_avg(
     only_body(task),

@@ -28,6 +28,7 @@ from fedjax_ext.core import (
   total,
 )
 from fedjax_ext.losses.headed import HeadedTask
+from fedjax_ext.losses.task import with_stats
 from fedjax_ext.models.heads import apply_head
 
 PyTree = Any
@@ -74,7 +75,7 @@ def fed_rep(
       else:
         logits = apply_head(stop(own), features)
       value = task.cross_entropy(logits, batch)
-      return (value, stats) if jax.tree.leaves(stats) else value
+      return with_stats(value, stats)
 
     return loss
 

@@ -20,6 +20,7 @@ from fedjax_ext.algorithms.personal_heads import (
 )
 from fedjax_ext.core import FederatedAlgorithm, Layout, Phase
 from fedjax_ext.losses.headed import HeadedTask, balanced_softmax, with_head
+from fedjax_ext.losses.task import with_stats
 from fedjax_ext.models.heads import apply_head
 
 PyTree = Any
@@ -63,7 +64,7 @@ def fed_rod(
     value = task.cross_entropy(
       balanced_softmax(generic, mine), batch
     ) + task.cross_entropy(common + apply_head(own, seen), batch)
-    return (value, stats) if jax.tree.leaves(stats) else value
+    return with_stats(value, stats)
 
   generic = lambda shared, f: apply_head(shared['head'], f)
   return fed_avg(

@@ -30,6 +30,7 @@ from fedjax_ext.algorithms.personal_heads import (
 from fedjax_ext.core import FederatedAlgorithm, Layout, Phase, validate
 from fedjax_ext.losses import Task
 from fedjax_ext.losses.headed import HeadedTask, join
+from fedjax_ext.losses.task import with_stats
 from fedjax_ext.models import params_of
 from fedjax_ext.models.heads import Head, apply_head, class_norms
 
@@ -153,7 +154,7 @@ def fed_loge(
       + task.cross_entropy(apply_head(shared['head'], seen), batch)
       + task.cross_entropy(apply_head(own, seen), batch)
     )
-    return (value, stats) if jax.tree.leaves(stats) else value
+    return with_stats(value, stats)
 
   modes = {pm_mode: PERSONAL[pm_mode], **PERSONAL}
   return fed_avg(

@@ -47,6 +47,11 @@ class Predictor(NamedTuple):
   params: Callable[[PyTree, Client], PyTree] | None = None
   adapt: Adaptation | None = None
 
+  @property
+  def personal(self) -> bool:
+    """Whether clients have models of their own, a scalar."""
+    return self.params is not None or self.adapt is not None
+
 
 class FederatedAlgorithm(NamedTuple):
   """A federated algorithm; every function is observably pure.

@@ -156,8 +156,7 @@ def make_evaluator(
   }
   if not parts:
     return lambda server_state, states=None: {}
-  personal = predictor.params is not None or predictor.adapt is not None
-  scorer = _personal_scorer if personal else pooled_scorer
+  scorer = _personal_scorer if predictor.personal else pooled_scorer
   score = scorer(predictor, data, clients, features, layout, batch_size, seed)
 
   def evaluator(

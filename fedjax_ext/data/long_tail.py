@@ -24,7 +24,7 @@ from fedjax_ext.data.datasets import (
   limit_parts,
 )
 from fedjax_ext.data.federated_data import FederatedData, from_assignment
-from fedjax_ext.data.partition import Partitioner, class_counts
+from fedjax_ext.data.partition import Partitioner, count_classes
 from fedjax_ext.data.skew import Skew
 from fedjax_ext.data.splits import client_mask, stratified_mask
 
@@ -275,12 +275,7 @@ def local_tests(
     num_classes: Y.
     seed: of the draws.
   """
-  counts = class_counts(
-    label[train.rows],
-    train.owners(),
-    num_clients=train.num_clients,
-    num_classes=num_classes,
-  )
+  counts = count_classes(train, label, num_classes=num_classes)
   wanted = proportional_counts(counts, size=test.num_examples)
   rng = np.random.default_rng(seed)
   test_rows = np.asarray(test.rows)
@@ -306,12 +301,7 @@ def _by_group(
   num_classes: int,
 ) -> dict[str, FederatedData]:
   """Test rows by the groups of all clients, local ones by each client's own."""
-  counts = class_counts(
-    label[local.rows],
-    local.owners(),
-    num_clients=local.num_clients,
-    num_classes=num_classes,
-  )
+  counts = count_classes(local, label, num_classes=num_classes)
   common = group_classes(counts.sum(0))[label[test.rows]]
   own = np.stack([group_classes(row) for row in counts])
   of_local = own[local.owners(), label[local.rows]]

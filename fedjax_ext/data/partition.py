@@ -28,6 +28,7 @@ from fedjax_ext.data.draws import (
   dirichlet_draw,
   rows_by_class,
 )
+from fedjax_ext.data.federated_data import FederatedData
 from fedjax_ext.data.semantic import semantic_partition
 
 
@@ -193,6 +194,24 @@ PARTITIONERS: Mapping[str, Partitioner] = types.MappingProxyType(
     'semantic': semantic_partition,
   }
 )
+
+
+def count_classes(
+  view: FederatedData, label: np.ndarray, *, num_classes: int
+) -> np.ndarray:
+  """Examples of every client and class in a view, int64 [C, Y].
+
+  Args:
+    view: of the columns' rows.
+    label: int [M] of the columns.
+    num_classes: Y.
+  """
+  return class_counts(
+    np.asarray(label)[np.asarray(view.rows)],
+    view.owners(),
+    num_clients=view.num_clients,
+    num_classes=num_classes,
+  )
 
 
 def class_counts(

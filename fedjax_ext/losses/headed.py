@@ -16,6 +16,7 @@ from fedjax_ext.losses.task import (
   Task,
   image_inputs,
   masked_mean,
+  with_stats,
 )
 from fedjax_ext.models import params_of, stats_of, with_params
 from fedjax_ext.models.heads import Backbone, Head, apply_head, linear_head
@@ -126,7 +127,7 @@ def with_head(task: HeadedTask) -> Task:
     params = params_of(variables)
     features, stats = task.features(body_of(variables), batch)
     value = task.cross_entropy(apply_head(params['head'], features), batch)
-    return (value, stats) if jax.tree.leaves(stats) else value
+    return with_stats(value, stats)
 
   def metrics(variables: PyTree, batch: Batch) -> dict:
     features = task.frozen_features(body_of(variables), batch)

@@ -44,7 +44,8 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.where(mask, values, 0).sum() / count
 
 
-def _with_stats(value: jax.Array, stats: PyTree) -> Any:
+def with_stats(value: jax.Array, stats: PyTree) -> Any:
+  """What a loss returns: value, and new moving statistics if there are any."""
   return (value, stats) if jax.tree.leaves(stats) else value
 
 
@@ -102,7 +103,7 @@ def classification_task(
       variables, inputs(batch, train=True), batch.info.key, batch.mask
     )
     value = masked_mean(cross_entropy(logits, batch), batch.mask)
-    return _with_stats(value, stats)
+    return with_stats(value, stats)
 
   def metrics(variables: PyTree, batch: Batch) -> dict:
     logits = model.apply(variables, inputs(batch, train=False))
@@ -167,7 +168,7 @@ def next_token_task(
       value = masked_mean(losses.sum(-1) / expected_length, batch.mask)
     else:
       value = masked_mean(losses, (targets != pad) & batch.mask[:, None])
-    return _with_stats(value, stats)
+    return with_stats(value, stats)
 
   def mean_over(
     values: jax.Array, counted: jax.Array, batch: Batch

@@ -298,6 +298,23 @@ def optimizer_from_flags(
   return optimizer
 
 
+def model_builder(
+  registry: Mapping[str, Callable],
+) -> tuple[Callable, dict[str, Any]]:
+  """(builder, its settings) of what --model names, both checked.
+
+  Args:
+    registry: functions by name, besides MODULE.FUNCTION.
+  """
+  text = FLAGS.model
+  function = calls.resolve('model', text, registry)
+  calls.check_takes('model', text, function, *GIVEN_MODEL)
+  settings = calls.arguments('model', text, function, reserved=GIVEN_MODEL)
+  given = settings | dict.fromkeys(GIVEN_MODEL)
+  calls.check_complete('model', text, function, given, GIVEN_MODEL)
+  return function, settings
+
+
 def build_model(
   registry: Mapping[str, Callable],
   kind: type,
@@ -313,12 +330,7 @@ def build_model(
     input_shape: shape of one example.
     num_classes: Y, or the size V of the vocabulary.
   """
-  text = FLAGS.model
-  function = calls.resolve('model', text, registry)
-  calls.check_takes('model', text, function, *GIVEN_MODEL)
-  settings = calls.arguments('model', text, function, reserved=GIVEN_MODEL)
-  settings |= {'input_shape': input_shape, 'num_classes': num_classes}
-  calls.check_complete('model', text, function, settings, GIVEN_MODEL)
-  model = function(**settings)
-  calls.check_type('model', text, model, kind)
+  function, settings = model_builder(registry)
+  model = function(input_shape=input_shape, num_classes=num_classes, **settings)
+  calls.check_type('model', FLAGS.model, model, kind)
   return model

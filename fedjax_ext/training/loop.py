@@ -312,12 +312,11 @@ class _Run:
   def _evaluators(self, parts: Mapping[str, Part]) -> dict[str, Any]:
     evaluators = {}
     for name, predictor in self.algorithm.predictors.items():
-      personal = predictor.params is not None or predictor.adapt is not None
       mine = {
         part: one
         for part, one in parts.items()
         # Personal models say nothing of clients that never train.
-        if not personal or self.sizes[one.clients].any()
+        if not predictor.personal or self.sizes[one.clients].any()
       }
       if mine:
         evaluators[name] = make_evaluator(

@@ -91,6 +91,11 @@ def model_from_flags(example: jax.ShapeDtypeStruct, num_classes: int) -> Model:
     f'{list(example.shape)} to logits {list(expected)}, got '
     f'{list(got) if isinstance(got, tuple) else got}',
   )
+  return _computed(model)
+
+
+def _computed(model: Model) -> Model:
+  """The model as --compute_dtype and --rematerialise say."""
   if FLAGS.compute_dtype != 'float32':
     model = with_compute_dtype(model, FLAGS.compute_dtype)
   return rematerialised(model) if FLAGS.rematerialise else model
@@ -166,11 +171,6 @@ def task_from_flags(dataset: data.FederatedDataset) -> Task:
       vocab_size=dataset.num_classes,
       expected_length=FLAGS.expected_length,
     )
-  validate.check(
-    not FLAGS.expected_length,
-    'Expected expected_length=0 for data without tokens, got '
-    f'{FLAGS.expected_length}.',
-  )
   return image_task_from_flags(dataset).task
 
 
@@ -184,12 +184,9 @@ def headed_task_from_flags(
     test_counts: test examples of each class [Y], for balanced accuracy.
   """
   feature, preprocess, example = _inputs(dataset)
-  text = FLAGS.model
-  builder = calls.resolve('model', text, MODELS)
-  given = shared.GIVEN_MODEL
-  calls.check_takes('model', text, builder, *given)
-  settings = calls.arguments('model', text, builder, reserved=given)
+  builder, settings = shared.model_builder(MODELS)
   backbone = make_backbone(builder, input_shape=example.shape[1:], **settings)
+  backbone = backbone._replace(model=_computed(backbone.model))
   return headed_task(
     backbone,
     num_classes=dataset.num_classes,
@@ -204,6 +201,11 @@ def _inputs(
 ) -> tuple[str, data.Preprocess | None, jax.ShapeDtypeStruct]:
   """The input feature, its preprocessing, and what a model sees of 2 of it."""
   features = dataset.features
+  validate.check(
+    not FLAGS.expected_length,
+    'Expected expected_length=0 for data without tokens, got '
+    f'{FLAGS.expected_length}.',
+  )
   feature = 'image' if 'image' in features else 'x'
   validate.check(
     feature in features and 'label' in features,
