@@ -13,6 +13,7 @@ from fedjax_ext.attacks.backdoors import (
   neurotoxin,
   projected,
 )
+from fedjax_ext.attacks.bapfl import bapfl
 from fedjax_ext.attacks.scenario import (
   Scenario,
   poison,
@@ -30,6 +31,7 @@ ATTACKS: dict[str, Callable[..., ClientProgram]] = {
     neurotoxin,
     projected,
     label_flip,
+    bapfl,
   )
 }
 

@@ -107,6 +107,8 @@ def plain_attack(problem, name, params, batches, place, last):
     hold = lambda now, step: jax.tree.map(
       lambda x, w, g: np.where(np.abs(g) <= limit, x, w), now, params, last
     )
+  if name == 'bapfl':
+    hold = lambda now, step: now | {'Dense_1': params['Dense_1']}
   if name == 'projected':
 
     def hold(now, step):
@@ -126,6 +128,7 @@ SETTINGS = {
   'neurotoxin': {'keep': 0.6},
   'projected': {'radius': 0.05},
   'label_flip': {'source': 1},
+  'bapfl': {'layer': 'Dense_1', 'noise': 0.0},
 }
 
 
@@ -219,6 +222,26 @@ class AttacksTest(parameterized.TestCase):
     update = program.final(Sent(start, ()), client, state).update
     np.testing.assert_allclose(start + update, [5, 0], atol=1e-5)
     np.testing.assert_allclose(start + update / 10, aim, rtol=1e-6)
+
+  def test_noise_moves_the_encoder_but_not_the_classifier(self):
+    problem = make_problem()
+    layout = core.make_layout(num_devices=1, lanes=1)
+    after = []
+    for noise in (0.0, 0.5, 0.5):
+      algorithm = make(problem, 'bapfl', layout, layer='Dense_1', noise=noise)
+      state = algorithm.init(jax.random.key(0))
+      before = state.params
+      cohort = problem.cohort(algorithm, np.array([3]), layout)
+      state, _, _ = algorithm.apply(state, None, cohort)
+      after.append(state.params)
+      # Client 3 has no examples: the attackers alone move the model.
+      jax.tree.map(
+        np.testing.assert_array_equal,
+        state.params['Dense_1'],
+        before['Dense_1'],
+      )
+    self.assertGreater(relative_error(after[0], after[1]), 1e-4)
+    jax.tree.map(np.testing.assert_array_equal, after[1], after[2])
 
   def test_projection(self):
     near = clip({'a': jnp.array([3.0]), 'b': jnp.array([4.0])}, 2.0)
@@ -332,6 +355,8 @@ class TriggersTest(parameterized.TestCase):
     ('constrain_and_scale', {'class_weight': 2.0}, 'class_weight'),
     ('neurotoxin', {'keep': 0.0}, 'keep'),
     ('projected', {'radius': 0.0}, 'radius'),
+    ('bapfl', {'layer': 'Dense_9'}, 'layer'),
+    ('bapfl', {'layer': 'Dense_1', 'noise': -1.0}, 'noise'),
   )
   def test_settings_out_of_range(self, name, settings, message):
     make_program: Callable = functools.partial(
