@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from launchers import claims, summary
 from launchers import spec as spec_lib
@@ -56,14 +57,7 @@ def bar_chart(
     axes.plot([x] * len(group.values), group.values, 'k.', markersize=4)
   axes.set_xticks(range(len(datasets)), datasets)
   axes.set_xlim(-0.5, len(datasets) - 0.5)
-  unit = ' (%)' if spec.scale == 100 else ''
-  axes.set_ylabel(f'{spec.metric}{unit}')
-  axes.set_title(f'{spec.title}\n{subtitle}', fontsize=10)
-  if named:
-    axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
-  contents = io.BytesIO()
-  chart.savefig(contents, format='png', dpi=120)
-  return contents.getvalue()
+  return _as_png(chart, axes, spec, subtitle=subtitle, legend=bool(named))
 
 
 def line_chart(
@@ -115,10 +109,24 @@ def line_chart(
   axes.set_xscale('log')
   axes.set_xticks(ticks, [f'{x:g}' for x in ticks])
   axes.minorticks_off()
+  axes.set_xlabel(spec.x_label)
+  return _as_png(chart, axes, spec, subtitle=subtitle, legend=True)
+
+
+def _as_png(
+  chart: Any,
+  axes: Any,
+  spec: spec_lib.TableSpec,
+  *,
+  subtitle: str,
+  legend: bool,
+) -> bytes:
+  """Titles, the unit and the legend; then the picture."""
   unit = ' (%)' if spec.scale == 100 else ''
-  axes.set(xlabel=spec.x_label, ylabel=f'{spec.metric}{unit}')
+  axes.set_ylabel(f'{spec.metric}{unit}')
   axes.set_title(f'{spec.title}\n{subtitle}', fontsize=10)
-  axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
+  if legend:
+    axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
   contents = io.BytesIO()
   chart.savefig(contents, format='png', dpi=120)
   return contents.getvalue()

@@ -406,10 +406,15 @@ def slug(name: str) -> str:
   return re.sub(r'[^a-z0-9.]+', '_', name.lower()).strip('_.')
 
 
-def _preset(section: fields.Section, columns: Sequence[str]) -> Preset:
-  subset = section.get(
+def _columns(section: fields.Section, columns: Sequence[str]) -> Sequence[str]:
+  """The key `datasets`: some of the columns, by default all."""
+  return section.get(
     'datasets', fields.list_of(fields.one_of(columns)), columns
   )
+
+
+def _preset(section: fields.Section, columns: Sequence[str]) -> Preset:
+  subset = _columns(section, columns)
   if not subset:
     section.fail('datasets', 'expected at least one data set, got none')
   return Preset(
@@ -449,9 +454,7 @@ def _row(
     flags=section.get('flags', _flags, ()),
     tune=tuple((name, tune.get(name, _candidates)) for name in grid),
     published=published,
-    datasets=section.get(
-      'datasets', fields.list_of(fields.one_of(columns)), columns
-    ),
+    datasets=_columns(section, columns),
     tune_on=section.get('tune_on', fields.one_of(columns), ''),
     figures=own,
   )
@@ -512,9 +515,7 @@ def _claim(
     text=section.get('text', fields.text),
     better=section.get('better', fields.one_of(rows)),
     worse=section.get('worse', fields.one_of(rows), ''),
-    datasets=section.get(
-      'datasets', fields.list_of(fields.one_of(columns)), columns
-    ),
+    datasets=_columns(section, columns),
     margin=section.get('margin', fields.positive, 1.0),
     kind=section.get(
       'kind', fields.one_of(('better', 'equal', 'zero')), 'better'
@@ -542,9 +543,7 @@ def _relative(
     row=section.get('row', fields.one_of(rows)),
     reference=section.get('reference', fields.one_of(rows)),
     kind=section.get('kind', fields.one_of(('gain', 'gap'))),
-    datasets=section.get(
-      'datasets', fields.list_of(fields.one_of(columns)), columns
-    ),
+    datasets=_columns(section, columns),
     published=section.get('published', fields.text, 'not found'),
     source=section.get('source', fields.text, ''),
   )
@@ -558,9 +557,7 @@ def _limit(
     at_least=section.get('at_least', fields.number, None),
     at_most=section.get('at_most', fields.number, None),
     source=section.get('source', fields.text, ''),
-    datasets=section.get(
-      'datasets', fields.list_of(fields.one_of(columns)), columns
-    ),
+    datasets=_columns(section, columns),
     of=section.get('of', fields.one_of(('seeds', 'mean')), 'seeds'),
     figure=section.get('figure', fields.text, ''),
   )
@@ -576,9 +573,7 @@ def _slope(
   slope = Slope(
     text=section.get('text', fields.text),
     row=section.get('row', fields.one_of(rows)),
-    datasets=tuple(
-      section.get('datasets', fields.list_of(fields.one_of(columns)), columns)
-    ),
+    datasets=tuple(_columns(section, columns)),
     sign=section.get('sign', fields.one_of(('positive', 'negative'))),
   )
   if any(d.x is None for d in datasets if d.name in slope.datasets):
