@@ -41,7 +41,7 @@ from fedjax_ext.losses.distillation import (
   normalise,
 )
 from fedjax_ext.losses.task import masked_mean
-from fedjax_ext.models import Model, Variables, params_of
+from fedjax_ext.models import Model, check_no_statistics, params_of
 
 PyTree = Any
 DECAYS = ('communicated', 'personal', 'both', 'none')
@@ -217,11 +217,7 @@ def bdpfl(
     InvalidInput: an option is out of range or does not suit the model.
   """
   options.check()
-  template = jax.eval_shape(model.init, jax.random.key(0))
-  validate.check(
-    not isinstance(template, Variables),
-    'Expected a model without moving statistics for bdpfl, got norm=batch.',
-  )
+  check_no_statistics('bdpfl', model.init)
 
   def loss(both: PyTree, batch: Batch, _) -> jax.Array:
     params, labels = params_of(both), batch.data[label]

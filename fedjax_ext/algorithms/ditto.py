@@ -21,7 +21,7 @@ from fedjax_ext.algorithms.personal_heads import (
 )
 from fedjax_ext.core import FederatedAlgorithm, Layout, Phase, validate
 from fedjax_ext.losses.headed import HeadedTask, with_head
-from fedjax_ext.models import Variables, params_of
+from fedjax_ext.models import check_no_statistics, params_of
 
 PyTree = Any
 
@@ -63,13 +63,7 @@ def ditto(
   validate.at_least('proximal_weight', proximal_weight, 0)
   plain = with_head(task)
 
-  def init(key: jax.Array) -> PyTree:
-    model = plain.init(key)
-    validate.check(
-      not isinstance(model, Variables),
-      'Expected a model without moving statistics for ditto, got norm=batch.',
-    )
-    return model
+  check_no_statistics('ditto', plain.init)
 
   def loss(model: PyTree, batch, _) -> jax.Array:
     params = params_of(model)
@@ -88,7 +82,7 @@ def ditto(
   )
 
   return fed_avg(
-    plain._replace(init=init),
+    plain,
     client_optimizer=client_optimizer,
     server_optimizer=optax.sgd(1.0),
     layout=layout,

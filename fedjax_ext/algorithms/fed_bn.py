@@ -68,15 +68,12 @@ def fed_bn(
     InvalidInput: the model has no normalisation layer, or moving statistics.
   """
   plain = with_head(task)
-
-  def init(key: jax.Array) -> PyTree:
-    model = plain.init(key)
-    validate.check(
-      not isinstance(model, Variables) and bool(norm_params(model)),
-      'Expected a model with normalisation layers and without moving '
-      'statistics for fed_bn, such as group_norm_cnn or resnet8.',
-    )
-    return model
+  model = jax.eval_shape(plain.init, jax.random.key(0))
+  validate.check(
+    not isinstance(model, Variables) and bool(norm_params(model)),
+    'Expected a model with normalisation layers and without moving '
+    'statistics for fed_bn, such as group_norm_cnn or resnet8.',
+  )
 
   def own(shared: PyTree, row: PyTree) -> dict[str, jax.Array]:
     return jax.tree.map(
@@ -97,7 +94,7 @@ def fed_bn(
 
   mine = lambda shared, row: with_norms(shared, own(shared, row))
   return fed_avg(
-    plain._replace(init=init),
+    plain,
     client_optimizer=client_optimizer,
     server_optimizer=optax.sgd(1.0),
     layout=layout,

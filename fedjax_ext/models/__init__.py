@@ -15,6 +15,7 @@ from fedjax_ext.models.layers import (
 from fedjax_ext.models.model import (
   Model,
   Variables,
+  check_no_statistics,
   from_module,
   params_of,
   stats_of,
@@ -46,6 +47,7 @@ __all__ = [
   'Variables',
   'VisionTransformer',
   'as_float_image',
+  'check_no_statistics',
   'cifar_resnet',
   'convolution',
   'dual_encoder',

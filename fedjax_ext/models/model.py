@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_ext.core import validate
+
 PyTree = Any
 # Collections of flax modules: what `tap` leaves, and what is added there.
 TAPS, SHIFTS = 'taps', 'shifts'
@@ -85,6 +87,18 @@ def with_params(
     return params
   kept = stats if jax.tree.leaves(stats) else variables.stats
   return Variables(params, kept)
+
+
+def check_no_statistics(
+  algorithm: str, init: Callable[[jax.Array], PyTree]
+) -> None:
+  """Raises InvalidInput where a model (key -> variables) has statistics."""
+  model = jax.eval_shape(init, jax.random.key(0))
+  validate.check(
+    not isinstance(model, Variables),
+    f'Expected a model without moving statistics for {algorithm}, got '
+    'norm=batch.',
+  )
 
 
 def from_module(

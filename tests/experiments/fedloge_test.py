@@ -96,22 +96,7 @@ class FedLoGeTest(absltest.TestCase):
       self.assertIn(name, heads['metrics'])
 
   def test_bad_input(self):
-    results = runs.several(
-      *(
-        [*TINY, f'--workdir={self.folder / name}', *flags]
-        for name, (flags, _) in BAD.items()
-      ),
-      module=MODULE,
-    )
-    for (name, (_, said)), result in zip(BAD.items(), results, strict=True):
-      with self.subTest(name):
-        code, stdout, stderr = result
-        line = stderr.splitlines()[-1]
-        self.assertRegex(line, '^error: ')
-        for words in said:
-          self.assertIn(words, line)
-        self.assertEqual((code, stdout), (2, ''), stderr)
-        self.assertNotIn('Traceback', stderr)
+    runs.check_refused(self, self.folder, BAD, base=TINY, module=MODULE)
 
   def test_a_killed_run_resumes_to_the_same_heads(self):
     flags = [MODULE, *TINY, '--num_rounds=8', '--checkpoint_every=2']
@@ -132,10 +117,7 @@ class FedLoGeTest(absltest.TestCase):
 
   def test_same_again(self):
     flags = [MODULE, *TINY]
-    first, second = self.folder / 'a', self.folder / 'b'
-    for workdir in (first, second):
-      self.assertEqual(runs.run(workdir, *flags).returncode, 0)
-    self.assertEqual(runs.outcome(first), runs.outcome(second))
+    runs.check_same_again(self, self.folder, *flags, rounds=2)
 
 
 if __name__ == '__main__':

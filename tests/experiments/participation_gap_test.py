@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import tempfile
 
 import numpy as np
@@ -118,33 +117,11 @@ class ParticipationGapTest(absltest.TestCase):
     self.assertEqual(measured, [False, True, False, True])
 
   def test_bad_input(self):
-    results = runs.several(
-      *(
-        [*TINY, f'--workdir={self.folder / name}', *flags]
-        for name, (flags, _) in BAD.items()
-      ),
-      module=MODULE,
-    )
-    for (name, (_, said)), result in zip(BAD.items(), results, strict=True):
-      with self.subTest(name):
-        code, stdout, stderr = result
-        line = stderr.splitlines()[-1]
-        self.assertRegex(line, '^error: ')
-        for words in said:
-          self.assertIn(words, line)
-        self.assertEqual((code, stdout), (2, ''), stderr)
-        self.assertNotIn('Traceback', stderr)
-        self.assertFalse((self.folder / name).exists())
+    runs.check_refused(self, self.folder, BAD, base=TINY, module=MODULE)
 
   def test_same_again(self):
     flags = [MODULE, *TINY]
-    first, second = self.folder / 'a', self.folder / 'b'
-    for workdir in (first, second):
-      self.assertEqual(runs.run(workdir, *flags).returncode, 0)
-    self.assertEqual(runs.outcome(first), runs.outcome(second))
-    again = runs.run(first, *flags)
-    self.assertTrue(re.search('Resuming after round 4', again.stderr))
-    self.assertEqual(runs.outcome(first), runs.outcome(second))
+    runs.check_same_again(self, self.folder, *flags, rounds=4)
 
   def test_another_experiment_takes_the_flag(self):
     """--eval=three_way is everybody's."""

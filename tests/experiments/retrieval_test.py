@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import tempfile
 
 from absl.testing import absltest
@@ -101,33 +100,11 @@ class RetrievalTest(absltest.TestCase):
     self.assertLen(set(different), len(different))
 
   def test_bad_input(self):
-    results = runs.several(
-      *(
-        [*TINY, f'--workdir={self.folder / name}', *flags]
-        for name, (flags, _) in BAD.items()
-      ),
-      module=MODULE,
-    )
-    for (name, (_, said)), result in zip(BAD.items(), results, strict=True):
-      with self.subTest(name):
-        code, stdout, stderr = result
-        line = stderr.splitlines()[-1]
-        self.assertRegex(line, '^error: ')
-        for words in said:
-          self.assertIn(words, line)
-        self.assertEqual((code, stdout), (2, ''), stderr)
-        self.assertNotIn('Traceback', stderr)
-        self.assertFalse((self.folder / name).exists())
+    runs.check_refused(self, self.folder, BAD, base=TINY, module=MODULE)
 
   def test_same_again(self):
     flags = [MODULE, *TINY, '--loss=hinge', '--spreadout_table=0.01']
-    first, second = self.folder / 'a', self.folder / 'b'
-    for workdir in (first, second):
-      self.assertEqual(runs.run(workdir, *flags).returncode, 0)
-    self.assertEqual(runs.outcome(first), runs.outcome(second))
-    again = runs.run(first, *flags)
-    self.assertTrue(re.search('Resuming after round 2', again.stderr))
-    self.assertEqual(runs.outcome(first), runs.outcome(second))
+    runs.check_same_again(self, self.folder, *flags, rounds=2)
 
 
 if __name__ == '__main__':

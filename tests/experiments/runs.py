@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl.testing import absltest
 
 from fedjax_ext import algorithms, core
 from fedjax_ext.losses import classification_task
@@ -108,6 +109,50 @@ def several(
     check=True,
   )
   return [tuple(result) for result in json.loads(done.stdout)]
+
+
+def check_refused(
+  test: absltest.TestCase,
+  folder: pathlib.Path,
+  cases: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+  *,
+  base: Sequence[str],
+  module: str,
+) -> None:
+  """Each case {name: (flags, words)} ends with one line, before a workdir is.
+
+  The line has those words; the exit code is 2, and nothing is printed.
+  """
+  results = several(
+    *(
+      [*base, f'--workdir={folder / name}', *flags]
+      for name, (flags, _) in cases.items()
+    ),
+    module=module,
+  )
+  for (name, (_, words)), result in zip(cases.items(), results, strict=True):
+    with test.subTest(name):
+      code, stdout, stderr = result
+      line = stderr.splitlines()[-1]
+      test.assertRegex(line, '^error: ')
+      for word in words:
+        test.assertIn(word, line)
+      test.assertEqual((code, stdout), (2, ''), stderr)
+      test.assertNotIn('Traceback', stderr)
+      test.assertFalse((folder / name).exists())
+
+
+def check_same_again(
+  test: absltest.TestCase, folder: pathlib.Path, *flags: str, rounds: int
+) -> None:
+  """Two runs end alike; a third of the first's workdir has nothing to do."""
+  first, second = folder / 'a', folder / 'b'
+  for workdir in (first, second):
+    test.assertEqual(run(workdir, *flags).returncode, 0)
+  test.assertEqual(outcome(first), outcome(second))
+  again = run(first, *flags)
+  test.assertIn(f'Resuming after round {rounds}', again.stderr)
+  test.assertEqual(outcome(first), outcome(second))
 
 
 def stop(
