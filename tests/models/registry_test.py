@@ -30,6 +30,7 @@ SMALL = {
   'mlp': ('mlp', {'hidden': (6, 5)}),
   'emnist_cnn': ('emnist_cnn', {}),
   'group_norm_cnn': ('group_norm_cnn', {'widths': (4, 6), 'groups': 2}),
+  'lenet': ('lenet', {'widths': (4,), 'dense': 6}),
   'resnet8': ('resnet8', {'width': 4, 'groups': 2}),
   'resnet8_batch': ('resnet8', {'width': 4, 'norm': 'batch'}),
   'char_lstm': ('char_lstm', {'hidden': 5, 'num_layers': 2}),
@@ -59,6 +60,8 @@ SIZES = (
   # 9*3*32 instead of 9*1*32; 4 * 4 * 64 pixels.
   ('group_norm_cnn', {}, (32, 32, 3), 10, 56_160 + 320 + 10_250),
   # Stem 432 + 32; stages 4,672; 14,528 and 57,728 with projections; dense 650.
+  # 25*20 + 20, 25*20*50 + 50, 800*500 + 500 and 500*10 + 10.
+  ('lenet', {}, (28, 28, 1), 10, 431_080),
   ('resnet8', {}, (32, 32, 3), 10, 464 + 4_672 + 14_528 + 57_728 + 650),
   ('resnet8', {'norm': 'batch'}, (32, 32, 3), 10, 78_042),
   ('resnet18', {}, (32, 32, 3), 10, 11_173_962),
