@@ -17,11 +17,11 @@ from experiments.bdpfl.pictures import draw_heat_maps
 from fedjax_ext.algorithms import fed_avg, fed_prox, local_training
 from fedjax_ext.algorithms.averaging import Averaging
 from fedjax_ext.algorithms.bdpfl import DECAYS, MATCHES, Options, bdpfl
+from fedjax_ext.algorithms.fine_tuning import fine_tuned
 from fedjax_ext.core import FederatedAlgorithm, Layout, Report, validate
 from fedjax_ext.data import FederatedDataset
 from fedjax_ext.defenses.clients import (
   attention_distillation,
-  fine_tuning,
   simple_tuning,
 )
 from fedjax_ext.losses.distillation import NORMS
@@ -197,14 +197,15 @@ def _averaged(
     phase=shared.phase_from_flags(epochs=FLAGS.tuning_epochs, steps=0),
   )
   makers = {
-    'fine_tuned': fine_tuning,
+    'fine_tuned': functools.partial(fine_tuned, algorithm.predictors['global']),
     'simple_tuned': functools.partial(simple_tuning, layer=FLAGS.classifier),
     'distilled': functools.partial(
       attention_distillation, model=made.model, inputs=made.inputs
     ),
   }
   more = {
-    name: makers[name](made.task, **tuning) for name in FLAGS.client_defenses
+    name: makers[name](task=made.task, **tuning)
+    for name in FLAGS.client_defenses
   }
   return algorithm._replace(predictors={**algorithm.predictors, **more})
 
@@ -221,7 +222,6 @@ def make_dataset() -> tuple[FederatedDataset, str]:
 
 def make_finish(dataset: FederatedDataset) -> Finish:
   """What is said beside the metrics: clients taken over, and pictures."""
-
   made = task_flags.image_task_from_flags(dataset)
   personal = FLAGS.algorithm in ('bdpfl', 'local_training')
 

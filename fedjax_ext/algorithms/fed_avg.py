@@ -42,8 +42,13 @@ PyTree = Any
 
 
 class ServerState(NamedTuple):
-  """Pytrees: the model (may be `Variables`), the optimizer's state, and what
-  averaging remembers."""
+  """What the server carries from round to round.
+
+  Attributes:
+    params: the model, a pytree or `Variables`.
+    optimizer_state: a pytree.
+    memory: what averaging remembers.
+  """
 
   params: PyTree
   optimizer_state: PyTree

@@ -4,13 +4,25 @@ Yu et al., "Salvaging federated learning by local adaptation", 2020,
 https://arxiv.org/abs/2002.04758.
 """
 
-from typing import Any
-
 import optax
 
 from fedjax_ext.algorithms.local_sgd import local_sgd
 from fedjax_ext.core import Adaptation, FederatedAlgorithm, Phase, Predictor
 from fedjax_ext.losses import Task
+
+
+def fine_tuned(
+  predictor: Predictor,
+  task: Task,
+  *,
+  optimizer: optax.GradientTransformation,
+  phase: Phase,
+) -> Predictor:
+  """A predictor whose shared model each client first trains on its examples."""
+  program = local_sgd(task.loss, optimizer)
+  return predictor._replace(
+    adapt=Adaptation(program, (phase,), lambda state: state.params)
+  )
 
 
 def with_fine_tuning(
@@ -32,13 +44,9 @@ def with_fine_tuning(
     optimizer: of the fine-tuning.
     phase: the fine-tuning's local work.
   """
-  predictor: Predictor = algorithm.predictors['global']
-  program = local_sgd(task.loss, optimizer)
-
-  def params(state: Any) -> Any:
-    return state.params
-
-  fine_tuned = predictor._replace(adapt=Adaptation(program, (phase,), params))
+  tuned = fine_tuned(
+    algorithm.predictors['global'], task, optimizer=optimizer, phase=phase
+  )
   return algorithm._replace(
-    predictors={'fine_tuned': fine_tuned, **algorithm.predictors}
+    predictors={'fine_tuned': tuned, **algorithm.predictors}
   )

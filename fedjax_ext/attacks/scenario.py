@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_ext.attacks.triggers import Trigger
-from fedjax_ext.core import Batch, Predictor, validate
+from fedjax_ext.core import Batch, Predictor
 from fedjax_ext.losses import Task
+from fedjax_ext.models.layers import as_float, as_float_image
 
 PyTree = Any
 
@@ -43,18 +44,11 @@ class Scenario(NamedTuple):
   label: str = 'label'
 
 
-def pixels(x: jax.Array) -> jax.Array:
-  """Images [B, H, W] or [B, H, W, D] as floats [B, H, W, D] in [0, 1]."""
-  if jnp.issubdtype(x.dtype, jnp.integer):
-    x = x.astype(jnp.result_type(float)) / 255
-  return x[..., None] if x.ndim == 3 else x
-
-
 def stamp(
   trigger: Trigger, images: jax.Array, part: jax.Array | int
 ) -> jax.Array:
   """A trigger on images, of the same shape but as floats in [0, 1]."""
-  return trigger(pixels(images), part).reshape(images.shape)
+  return trigger(as_float_image(images), part).reshape(images.shape)
 
 
 def poison(scenario: Scenario, batch: Batch, part: jax.Array) -> Batch:
@@ -69,12 +63,11 @@ def poison(scenario: Scenario, batch: Batch, part: jax.Array) -> Batch:
   """
   images, labels = batch.data[scenario.feature], batch.data[scenario.label]
   which = jnp.arange(len(labels)) < scenario.poisoned
-  plain = pixels(images).reshape(images.shape)
   stamped = stamp(scenario.trigger, images, part)
   mask = which.reshape(-1, *[1] * (images.ndim - 1))
   target = jnp.asarray(scenario.target, labels.dtype)
   data = {
-    scenario.feature: jnp.where(mask, stamped, plain),
+    scenario.feature: jnp.where(mask, stamped, as_float(images)),
     scenario.label: jnp.where(which, target, labels),
   }
   return batch._replace(data={**batch.data, **data})
@@ -125,9 +118,3 @@ def with_attack_success(
     name: predictor._replace(metrics=metrics_of(predictor))
     for name, predictor in predictors.items()
   }
-
-
-def check_scenario(scenario: Scenario, num_classes: int) -> None:
-  """Raises InvalidInput where target or poisoned are out of range."""
-  validate.between('attack_target', scenario.target, 0, num_classes - 1)
-  validate.at_least('attack_poisoned', scenario.poisoned, 0)

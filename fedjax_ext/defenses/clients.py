@@ -1,6 +1,7 @@
 """Defences at the clients: what each does to the global model before using it.
 
-They are predictors: evaluation runs them, training knows nothing of them.
+They are predictors, as `algorithms.fine_tuning.fine_tuned` is: evaluation runs
+them, training knows nothing of them.
 
 Axis letters: B examples, L tapped layers.
 """
@@ -29,22 +30,6 @@ from fedjax_ext.models import Model, params_of, with_params
 PyTree = Any
 
 
-def fine_tuning(
-  task: Task,
-  *,
-  optimizer: optax.GradientTransformation,
-  phase: Phase,
-) -> Predictor:
-  """Trains the global model on the client's examples."""
-  return Predictor(
-    task.metrics,
-    shared=lambda state: state.params,
-    adapt=Adaptation(
-      local_sgd(task.loss, optimizer), (phase,), lambda state: state.params
-    ),
-  )
-
-
 def simple_tuning(
   task: Task,
   *,
@@ -69,7 +54,6 @@ def simple_tuning(
   """
   template = params_of(jax.eval_shape(task.init, jax.random.key(0)))
   validate.one_of('classifier', layer, sorted(template))
-  frozen = lambda params: {name: name != layer for name in params}
 
   def begin(shared: PyTree, client: Client, key: jax.Array):
     del client
@@ -82,8 +66,8 @@ def simple_tuning(
     optax.masked(
       optax.set_to_zero(),
       lambda params: {
-        name: jax.tree.map(lambda _, f=f: f, params[name])
-        for name, f in frozen(params).items()
+        name: jax.tree.map(lambda _, frozen=name != layer: frozen, leaves)
+        for name, leaves in params.items()
       },
     ),
   )

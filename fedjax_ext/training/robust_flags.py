@@ -154,7 +154,6 @@ def averaging_from_flags(
   attack = None
   if FLAGS.attack:
     make = calls.resolve('attack', FLAGS.attack, ATTACKS)
-    calls.check_takes('attack', FLAGS.attack, make)
     settings = calls.arguments('attack', FLAGS.attack, make)
     validate.at_least('attack_start', FLAGS.attack_start, 1)
     if FLAGS.attack_epochs is not None:
