@@ -149,9 +149,12 @@ def run_averaged(
   if attack is not None:
     lie = for_each_client(attack.program, reducer, layout=layout, debug=debug)
     places = np.arange(len(attack.clients), dtype=np.int32)
-    plans['attack'] = PlanSpec((attack.phase,), clients=attack.clients)
-    if attack.start > 1:
-      plans['before_attack'] = plan._replace(clients=attack.clients)
+    plans['attack'] = PlanSpec(
+      (attack.phase,), clients=attack.clients, first_round=attack.start
+    )
+    plans['before_attack'] = plan._replace(
+      clients=attack.clients, last_round=attack.start - 1
+    )
 
   def first_memory(model: PyTree) -> Memory:
     delta = jax.eval_shape(lambda: model)
@@ -167,11 +170,11 @@ def run_averaged(
     output, states = honest(
       model, cohort, 'train', states=states, inputs=inputs
     )
-    if attack is not None and cohort.round >= attack.start:
+    if 'attack' in cohort.specs:
       sent = Sent(model, memory.last)
       theirs, _ = lie(sent, cohort, 'attack', inputs=places)
       output = combine(reducer, output, theirs)
-    elif attack is not None:
+    elif 'before_attack' in cohort.specs:
       theirs, states = honest(model, cohort, 'before_attack', states=states)
       output = combine(reducer, output, theirs)
     delta, memory = result_of(output, memory, cohort.key)

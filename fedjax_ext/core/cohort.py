@@ -148,7 +148,8 @@ def make_cohort(
     clients: client numbers [K], in any order.
     round: number of the round, from 1.
     seed: the training seed, for shuffles and for the clients' keys.
-    specs: plan specs by name (`FederatedAlgorithm.plans`).
+    specs: plan specs by name (`FederatedAlgorithm.plans`); the cohort has those
+      of its round.
     data: splits by name.
     features: what `place_features` returned.
     layout: devices, lanes, waves.
@@ -158,7 +159,7 @@ def make_cohort(
     clients=np.sort(np.asarray(clients, np.int64)),
     key=jax.random.fold_in(jax.random.key(seed), round),
     features=features,
-    specs=specs,
+    specs={n: spec for n, spec in specs.items() if spec.runs_in(round)},
     data=data,
     seed=seed,
     layout=layout,

@@ -89,11 +89,21 @@ class PlanSpec(NamedTuple):
     clients: numbers of the clients that run this plan in every round, instead
       of the cohort: of a server that has data of its own, say. It is laid out
       on at most as many lanes as there are of them.
+    first_round: the plan is part of no round before this one; evaluation is
+      round 0.
+    last_round: nor of one after this one; None for no end.
   """
 
   phases: tuple[Phase, ...] = (Phase(),)
   tables: tuple[SparseTable, ...] = ()
   clients: tuple[int, ...] | None = None
+  first_round: int = 0
+  last_round: int | None = None
+
+  def runs_in(self, round: int) -> bool:
+    """Whether a round, a scalar, has this plan."""
+    last = self.last_round
+    return self.first_round <= round and (last is None or round <= last)
 
 
 class Plan(NamedTuple):

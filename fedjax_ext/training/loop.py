@@ -409,7 +409,7 @@ class _Run:
       features=self.features,
       layout=self.layout,
     )
-    for name in self.algorithm.plans:
+    for name in cohort.specs:
       cohort.prepare(name)
     return cohort
 
@@ -434,7 +434,7 @@ class _Run:
     return metrics | {
       'examples': sum(
         int(plan.count.sum())
-        for name in self.algorithm.plans
+        for name in cohort.specs
         for plan in cohort.plans(name)
       ),
       'seconds': time.monotonic() - begun,

@@ -184,6 +184,9 @@ class AttacksTest(parameterized.TestCase):
       params = jax.tree.map(np.asarray, state.params)
       for round, name in ((1, ''), (2, 'backdoor')):
         cohort = problem.cohort(algorithm, COHORT, layout, round=round)
+        # What a round does not run is neither planned nor counted.
+        plan = 'attack' if name else 'before_attack'
+        self.assertEqual(set(cohort.specs), {'train', plan})
         state, _, _ = algorithm.apply(state, None, cohort)
         step = plain_round(problem, algorithm, params, cohort, name, None)
         params = tree_add(params, step)
