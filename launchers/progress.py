@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from absl import logging
@@ -25,12 +26,14 @@ def progress(
   if tqdm is None:
     if kept:
       logging.info('%s: %d of %d kept from before', label, kept, total)
-    ended = kept
+    ended, start = kept, time.monotonic()
 
     def log_line(message: str) -> None:
       nonlocal ended
       ended += 1
-      logging.info('%s %d/%d: %s', label, ended, total, message)
+      each = (time.monotonic() - start) / (ended - kept)
+      left = _spoken((total - ended) * each)
+      logging.info('%s %d/%d%s: %s', label, ended, total, left, message)
 
     yield log_line
     return
@@ -43,6 +46,15 @@ def progress(
       bar.update()
 
     yield advance
+
+
+def _spoken(seconds: float) -> str:
+  """', 12 min left', ', 2 h 5 min left', or '' where nothing is."""
+  if not seconds:
+    return ''
+  minutes = max(1, round(seconds / 60))
+  hours, rest = divmod(minutes, 60)
+  return f', {hours} h {rest} min left' if hours else f', {minutes} min left'
 
 
 def _import_tqdm() -> type | None:

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from absl import logging
 
 from launchers import (
+  cells,
   fields,
   grid,
-  local,
+  latex,
   plot,
+  runners,
+  schedule,
   sources,
   summary,
   tables,
@@ -30,21 +33,25 @@ class Options:
     table: the table's file there, without .toml.
     preset: smoke, small or paper.
     seeds: seeds in place of the preset's, or None.
-    jobs: how many cells run at a time, each on one core.
     experiments_dir: the folder of all papers; its parent is the root where the
       commands run.
     results_dir: where results/NAME/PRESET goes.
     command: the command line that made these options, for table.md.
+    make_runner: makes what runs the cells.
+    only_collect: whether to take what earlier calls left, and to run nothing.
+    retries: how many times a cell that failed is started again.
     grace_seconds: how long a run may take to save its state after Ctrl-C.
   """
 
   paper: str
   preset: str
   seeds: tuple[int, ...] | None
-  jobs: int
   experiments_dir: pathlib.Path
   results_dir: pathlib.Path
   command: str
+  make_runner: runners.MakeRunner
+  only_collect: bool = False
+  retries: int = 1
   grace_seconds: float = 30.0
   table: str = 'table'
 
@@ -98,6 +105,11 @@ def load(options: Options) -> tuple[spec_lib.TableSpec, grid.Plan]:
   return spec, plan
 
 
+def all_papers(experiments_dir: pathlib.Path) -> list[str]:
+  """Names the folders in `experiments_dir` that hold a table.toml, sorted."""
+  return sorted(p.parent.name for p in experiments_dir.glob('*/table.toml'))
+
+
 def dry_run(options: Options) -> list[str]:
   """Lists the commands, shell-quoted, and runs nothing.
 
@@ -114,11 +126,48 @@ def dry_run(options: Options) -> list[str]:
   spec, plan = load(options)
   root, digest = _root_and_digest(options)
   tuned = grid.tuning_cells(spec, plan)
-  found = [local.kept_result(cell, root, digest) for cell in tuned]
+  found = [cells.kept_result(cell, root, digest) for cell in tuned]
   choices = tuning.choose_all(spec, [r for r in found if r is not None])
-  chosen = tuning.chosen_values(choices)
-  cells = tuned + grid.report_cells(spec, plan, chosen)
-  return [cell.command(sys.executable) for cell in cells]
+  reported = grid.report_cells(spec, plan, tuning.chosen_values(choices))
+  runner = options.make_runner(root, root / plan.results / 'runs', ())
+  return [
+    line
+    for stage in (tuned, reported)
+    if stage
+    for line in runner.describe(stage)
+  ]
+
+
+def missing_cells(options: Options) -> list[grid.Cell]:
+  """Lists what a launcher of its own has to run next.
+
+  Args:
+    options: what the user asked for.
+
+  Returns:
+    The tuning runs that are missing; once there are none, the table's cells.
+    Their folders are ready.
+
+  Raises:
+    TableError: the options or the description are wrong, or tuning failed.
+  """
+  spec, plan = load(options)
+  root, code = _root_and_digest(options)
+  tuned = grid.tuning_cells(spec, plan)
+  kept = [cells.kept_result(cell, root, code) for cell in tuned]
+  missing = [c for c, result in zip(tuned, kept, strict=True) if result is None]
+  if not missing:
+    choices = tuning.choose_all(spec, [r for r in kept if r is not None])
+    for choice in choices:
+      if choice.chosen is None:
+        raise fields.TableError(
+          f'{choice.row} on {choice.dataset}: {choice.reason}'
+        )
+    reported = grid.report_cells(spec, plan, tuning.chosen_values(choices))
+    missing = [c for c in reported if cells.kept_result(c, root, code) is None]
+  for cell in missing:
+    cells.prepare(cell, root, code)
+  return missing
 
 
 def run(options: Options) -> int:
@@ -137,21 +186,25 @@ def run(options: Options) -> int:
   spec, plan = load(options)
   root, _ = _root_and_digest(options)
   folder = root / plan.results
-  with local.results_lock(folder / 'runs') as pass_fds:
-    machine = local.Machine(
+  with schedule.results_lock(folder / 'runs') as pass_fds:
+    how = schedule.Schedule(
       root=root,
-      jobs=options.jobs,
+      runner=options.make_runner(root, folder / 'runs' / 'jobs', pass_fds),
       digest=lambda: _root_and_digest(options)[1],
+      retries=options.retries,
       grace_seconds=options.grace_seconds,
-      pass_fds=pass_fds,
     )
     tuning_cells = grid.tuning_cells(spec, plan)
-    tuned = local.run_cells(tuning_cells, machine, label='tuning')
+    tuned = _results(tuning_cells, how, options, label='tuning')
     choices = tuning.choose_all(spec, tuned)
+    results = _report_results(spec, plan, choices, how, options)
+    if options.only_collect and all(r.final is None for r in results):
+      raise fields.TableError(
+        f'--only_collect: no finished run of this table in {plan.results}/runs'
+      )
     if choices:
       record = tuning.to_json(spec, choices)
       results_lib.write_json(folder / 'tuning.json', record)
-    results = _run_report_cells(spec, plan, choices, machine)
     report = tables.Report(
       spec=spec,
       plan=plan,
@@ -164,14 +217,28 @@ def run(options: Options) -> int:
   return _exit_code([*tuned, *results], report, root)
 
 
-def _run_report_cells(
+def _results(
+  wanted: Sequence[grid.Cell],
+  how: schedule.Schedule,
+  options: Options,
+  *,
+  label: str,
+) -> list[results_lib.Result]:
+  """Runs the cells, or only collects what they left."""
+  if options.only_collect:
+    return [cells.collected_result(cell, how.root) for cell in wanted]
+  return schedule.run_cells(wanted, how, label=label)
+
+
+def _report_results(
   spec: spec_lib.TableSpec,
   plan: grid.Plan,
   choices: Sequence[tuning.Choice],
-  machine: local.Machine,
+  how: schedule.Schedule,
+  options: Options,
 ) -> list[results_lib.Result]:
-  """Runs the table's cells; those whose tuning failed fail unrun."""
-  cells = grid.report_cells(spec, plan, tuning.chosen_values(choices))
+  """The results of the table's cells; those whose tuning failed fail unrun."""
+  reported = grid.report_cells(spec, plan, tuning.chosen_values(choices))
   blocked = {
     (choice.dataset, choice.row): choice.reason
     for choice in choices
@@ -179,18 +246,19 @@ def _run_report_cells(
   }
   rows = {row.name: row for row in spec.rows}
   why = lambda c: blocked.get((rows[c.row].tuned_on(c.dataset), c.row), '')
-  ready = [c for c in cells if not why(c)]
-  ran = {r.cell: r for r in local.run_cells(ready, machine)}
+  ready = [c for c in reported if not why(c)]
+  ran = {r.cell: r for r in _results(ready, how, options, label='cells')}
   return [
     ran[cell] if cell in ran else results_lib.Result(cell, None, '', why(cell))
-    for cell in cells
+    for cell in reported
   ]
 
 
 def _write(report: tables.Report, folder: pathlib.Path) -> None:
-  """Writes table.md, table.csv and, where matplotlib is there, plot.png."""
+  """Writes table.{md,csv,tex} and, where matplotlib is there, plot.png."""
   results_lib.write_atomic(folder / 'table.md', tables.markdown(report))
   results_lib.write_atomic(folder / 'table.csv', tables.csv_text(report))
+  results_lib.write_atomic(folder / 'table.tex', latex.table(report))
   seeds = ', '.join(map(str, report.plan.seeds))
   try:
     lines = all(dataset.x is not None for dataset in report.spec.datasets)

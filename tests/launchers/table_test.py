@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from launchers import fields, reproduce
+from launchers import fields, local, reproduce
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TABLE = """
@@ -45,7 +46,7 @@ worse = 'Plain'
 """
 # Validation is best at rate 0.2, test at 0.3.
 RUN = """
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 flags = {'bonus': '0', 'rounds': '2', 'fail': '', 'diverge': '', 'wait': ''}
 flags.update(arg[2:].split('=', 1) for arg in sys.argv[1:])
 folder = pathlib.Path(flags['workdir'])
@@ -59,7 +60,7 @@ if flags['wait'] == str(seed) and not (folder / 'saved').exists():
     (folder / 'saved').touch()
     sys.exit(1)
   signal.signal(signal.SIGTERM, save)
-  (folder / 'ready').touch()
+  (folder / 'ready').write_text(str(os.getpid()))
   time.sleep(60)
 final = {
   'round': int(flags['rounds']), 'diverged': flags['diverge'] == str(seed),
@@ -97,7 +98,10 @@ class FakeExperiment(parameterized.TestCase):
       'paper': 'fake',
       'preset': preset,
       'seeds': None,
-      'jobs': 4,
+      'make_runner': lambda root, folder, pass_fds: local.LocalRunner(
+        root=root, jobs=4, pass_fds=pass_fds
+      ),
+      'retries': 0,
       'experiments_dir': self.root / 'experiments',
       'results_dir': self.root / 'results',
       'command': 'python -m launchers.table',
@@ -153,6 +157,37 @@ class ReproduceTest(FakeExperiment):
     (self.paper / 'run.py').write_text(RUN + '# changed\n')
     reproduce.run(self.options())
     self.assertLen(self.starts(), 23)
+
+  def test_only_collect_takes_what_is_there_and_runs_nothing(self):
+    collect = self.options(only_collect=True)
+    with self.assertRaisesRegex(fields.TableError, 'no finished run'):
+      reproduce.run(collect)
+    reproduce.run(self.options())
+    text = self.result('table.md')
+    (self.paper / 'run.py').write_text(RUN + '# changed\n')
+    (self.root / 'results/fake/small/table.md').unlink()
+    self.assertEqual(reproduce.run(collect), 0)
+    self.assertEqual(self.result('table.md'), text)
+    cell = self.root / 'results/fake/small/runs/digits/plain/seed_2'
+    (cell / 'final.json').unlink()
+    self.assertEqual(reproduce.run(collect), 1)
+    self.assertIn('| Plain | failed 1 of 3; ', self.result('table.md'))
+    self.assertIn('Plain / seed 2: `not run`', self.result('table.md'))
+    self.assertLen(self.starts(), 9)
+
+  def test_the_table_in_latex(self):
+    self.edit("title = 'Fake'", "title = 'Fake & 50 %_'")
+    self.edit(
+      "name = 'Plain'",
+      "name = 'Plain'\n"
+      "published = { digits = { value = 41.5, source = 'T1' } }",
+    )
+    reproduce.run(self.options())
+    text = self.result('table.tex')
+    self.assertIn(r' & digits \\' + '\n', text)
+    self.assertIn('Plain & 40.20 $\\pm$ 0.10 (n = 3) [41.5] \\\\', text)
+    self.assertIn(r'\caption{Fake \& 50 \%\_. Mean', text)
+    self.assertEqual(text.count('{') - text.count('}'), 0)
 
   def test_a_failed_cell_is_listed_and_the_table_written(self):
     self.edit("'--rate=0.1'", "'--rate=0.1', '--fail=2'")
@@ -273,6 +308,19 @@ class CommandLineTest(FakeExperiment):
     (('--paper=fake', '--preset=smoke', 'extra'), "'extra'"),
     (('--paper=none', '--preset=smoke'), 'papers with a table: fake'),
     (('--paper=fake', '--preset=smoke', '--table=a/b'), '--table: expected'),
+    (('--paper=fake', '--preset=smoke', '--runner=pbs'), 'pbs'),
+    (('--paper=fake', '--preset=smoke', '--runner=tpu_vm'), '--tpu_name'),
+    (
+      ('--paper=fake', '--preset=smoke', '--gpus=0,1', '--jobs=3'),
+      '2 GPUs, got jobs=3',
+    ),
+    (
+      (
+        *('--paper=fake', '--preset=smoke', '--runner=slurm'),
+        '--slurm_options=gpu',
+      ),
+      "expected NAME=VALUE, got 'gpu'",
+    ),
   )
   def test_a_bad_flag_is_one_line_and_exit_code_2(self, flags, message):
     ended = self.call(*flags)
@@ -316,6 +364,42 @@ class CommandLineTest(FakeExperiment):
     text = (self.root / 'results/fake/other/smoke/table.md').read_text()
     command = 'python -m launchers.table --paper=fake --table=other '
     self.assertIn(f'{command}--preset=smoke\n', text)
+
+  def test_all_papers(self):
+    second = self.root / 'experiments' / 'other'
+    shutil.copytree(self.paper, second)
+    flags = ('--paper=all', '--preset=smoke', '--verbosity=-1')
+    ended = self.call(*flags, '--dry_run')
+    self.assertLen(ended.stdout.splitlines(), 10)
+    ended = self.call(*flags)
+    self.assertEqual(ended.returncode, 0, ended.stderr)
+    self.assertEqual(
+      ended.stdout.splitlines(),
+      [f'results/{name}/smoke/table.md' for name in ('fake', 'other')],
+    )
+    table = second / 'table.toml'
+    table.write_text(TABLE.replace('[presets.smoke]\nseeds = [1]\n', ''))
+    ended = self.call(*flags)
+    self.assertEqual(ended.returncode, 2)
+    self.assertIn("of other has no preset 'smoke'", ended.stderr)
+
+  def test_a_table_survives_sigkill_of_launcher_and_run(self):
+    self.edit("'--rate=0.1'", "'--rate=0.1', '--wait=2'")
+    flags = ('--paper=fake', '--preset=small', '--verbosity=-1')
+    plain = self.root / 'results/fake/small/runs/digits/plain'
+    with subprocess.Popen(self.command(*flags), cwd=ROOT) as process:
+      files = (plain / 'seed_2/ready', plain / 'seed_3/final.json')
+      while not all(f.exists() for f in files) and process.poll() is None:
+        time.sleep(0.01)
+      process.kill()
+    self.assertEqual(process.returncode, -signal.SIGKILL)
+    self.assertLen(self.starts(), 9)
+    os.kill(int((plain / 'seed_2/ready').read_text()), signal.SIGKILL)
+    (plain / 'seed_2/saved').touch()  # As if the run had saved its state.
+    ended = self.call(*flags)
+    self.assertEqual(ended.returncode, 0, ended.stderr)
+    again = 'results/fake/small/runs/digits/plain/seed_2'
+    self.assertEqual(self.starts()[9:], [again])
 
   def test_ctrl_c_exits_with_130_and_one_line_and_resumes(self):
     self.edit("'--rate=0.1'", "'--rate=0.1', '--wait=2'")

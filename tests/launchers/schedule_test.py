@@ -1,9 +1,10 @@
-"""Tests of launchers.local with processes that end within milliseconds."""
+"""Tests of launchers.schedule and its local runner, with tiny processes."""
 
 import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -11,7 +12,8 @@ import time
 
 from absl.testing import absltest
 
-from launchers import fields, grid, local
+from launchers import cells as cells_lib
+from launchers import fields, grid, local, schedule
 
 # Writes the report of a run; argv[1] is the folder, argv[2] code to run first.
 PROGRAM = """
@@ -38,7 +40,7 @@ time.sleep(60)
 """
 
 
-class LocalTest(absltest.TestCase):
+class ScheduleTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     folder = self.enterContext(tempfile.TemporaryDirectory())
@@ -49,13 +51,16 @@ class LocalTest(absltest.TestCase):
     args = ('-S', '-c', PROGRAM, f'runs/{name}', extra)
     return grid.Cell('d', name, 1, (), f'runs/{name}', args)
 
-  def run_cells(self, *cells, **options):
-    machine = local.Machine(
+  def run_cells(self, *cells, retries=0, grace_seconds=10.0, **options):
+    runner = local.LocalRunner(root=self.root, **{'jobs': 2, **options})
+    how = schedule.Schedule(
       root=self.root,
+      runner=runner,
       digest=lambda: self.code,
-      **{'jobs': 2, 'grace_seconds': 10.0, **options},
+      retries=retries,
+      grace_seconds=grace_seconds,
     )
-    return local.run_cells(cells, machine)
+    return schedule.run_cells(cells, how)
 
   def starts(self, name):
     text = (self.root / 'runs' / name / 'starts.txt').read_text()
@@ -153,6 +158,44 @@ class LocalTest(absltest.TestCase):
     ended = self.run_cells(self.cell('a'), interpreter='/no/such/python')
     self.assertStartsWith(ended[0].reason, 'no start: ')
 
+  def test_a_failed_cell_is_tried_again_where_it_stopped(self):
+    second = "if not (folder / 'c').exists(): (folder / 'c').touch(); exit(1)"
+    ended = self.run_cells(
+      self.cell('a', second),
+      self.cell('b', 'sys.exit(1)'),
+      self.cell('c', 'sys.exit(2)'),
+      retries=2,
+    )
+    self.assertEqual([self.starts(name) for name in 'abc'], [2, 3, 1])
+    self.assertEqual([r.final is None for r in ended], [False, True, True])
+    self.assertEqual(ended[1].reason, 'exit code 1, empty log')
+
+  def test_each_job_sees_its_own_gpu(self):
+    note = (
+      "(folder / 'gpu.txt').write_text(os.environ['CUDA_VISIBLE_DEVICES']);"
+      'time.sleep(0.2)'
+    )
+    self.run_cells(*[self.cell(name, note) for name in 'abc'], gpus=('4', '7'))
+    read = [(self.root / f'runs/{n}/gpu.txt').read_text() for n in 'abc']
+    self.assertEqual(read[:2], ['4', '7'])
+    self.assertIn(read[2], ('4', '7'))
+    with self.assertRaisesRegex(fields.TableError, '2 GPUs, got jobs=3'):
+      self.run_cells(self.cell('a'), jobs=3, gpus=('4', '7'))
+
+  def test_a_collected_cell_says_on_which_code_it_ran(self):
+    self.run_cells(self.cell('a'))
+    self.code = 'two'
+    collected = cells_lib.collected_result(self.cell('a'), self.root)
+    self.assertEqual(collected.final.metrics, {'m': 1.0})
+    self.assertEqual(collected.code, 'one')
+    for cell, reason in (
+      (self.cell('a', 'changed = 1'), 'ran with another command'),
+      (self.cell('b'), 'not run'),
+    ):
+      collected = cells_lib.collected_result(cell, self.root)
+      self.assertIsNone(collected.final)
+      self.assertEqual(collected.reason, reason)
+
   def test_jobs_run_at_a_time_on_one_core_each(self):
     note = (
       "(folder / 'cores.txt').write_text(str(sorted(os.sched_getaffinity(0))));"
@@ -178,7 +221,7 @@ class LocalTest(absltest.TestCase):
     cells = [self.cell('a'), self.cell('b', SLOW), self.cell('c', SLOW)]
     self.interrupt_when_ready('b', 'c')
     before = signal.getsignal(signal.SIGINT)
-    with self.assertRaisesRegex(local.Interrupted, '1 of 3 cells') as caught:
+    with self.assertRaisesRegex(schedule.Interrupted, '1 of 3 cells') as caught:
       self.run_cells(*cells)
     self.assertEqual(caught.exception.signum, signal.SIGINT)
     self.assertIs(signal.getsignal(signal.SIGINT), before)
@@ -191,27 +234,36 @@ class LocalTest(absltest.TestCase):
   def test_a_deaf_run_is_killed_after_the_grace(self):
     self.interrupt_when_ready('a', signals=(signal.SIGTERM,))
     start = time.monotonic()
-    with self.assertRaises(local.Interrupted):
+    with self.assertRaises(schedule.Interrupted):
       self.run_cells(self.cell('a', DEAF), grace_seconds=0.2)
     self.assertLess(time.monotonic() - start, 10)
 
   def test_a_second_ctrl_c_kills_at_once(self):
     self.interrupt_when_ready('a', signals=(signal.SIGINT, signal.SIGINT))
     start = time.monotonic()
-    with self.assertRaises(local.Interrupted):
+    with self.assertRaises(schedule.Interrupted):
       self.run_cells(self.cell('a', DEAF), grace_seconds=50.0)
     self.assertLess(time.monotonic() - start, 10)
 
   def test_two_launchers_never_share_a_folder(self):
     folder = self.root / 'runs'
     with (
-      local.results_lock(folder),
+      schedule.results_lock(folder),
       self.assertRaisesRegex(fields.TableError, 'another launcher'),
-      local.results_lock(folder),
+      schedule.results_lock(folder),
     ):
       self.fail('the lock was taken twice')
-    with local.results_lock(folder) as pass_fds:
+    with schedule.results_lock(folder) as pass_fds:
       self.assertLen(pass_fds, 1 if sys.platform != 'win32' else 0)
+
+  def test_runs_that_outlive_a_launcher_are_waited_for(self):
+    folder = self.root / 'runs'
+    with schedule.results_lock(folder) as pass_fds:
+      orphan = subprocess.Popen(['sleep', '0.5'], pass_fds=pass_fds)
+    self.addCleanup(orphan.wait)
+    self.assertIsNone(orphan.poll())
+    with schedule.results_lock(folder):
+      self.assertEqual(orphan.wait(timeout=1), 0)
 
 
 if __name__ == '__main__':
