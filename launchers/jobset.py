@@ -1,4 +1,4 @@
-"""Prints a table's missing cells as Kubernetes JobSets.
+r"""Prints a table's missing cells as Kubernetes JobSets.
 
 Usage:
   python -m launchers.jobset --paper=NAME --preset=paper --image=IMAGE \

@@ -127,6 +127,9 @@ def _csv_line(report: Report, result: results_lib.Result) -> dict[str, Any]:
     },
     'published': source.value if source else 'not found',
     'published_source': source.source if source else None,
+    'difference': None
+    if value is None or source is None
+    else report.spec.scale * value - source.value,
     'rounds': final and final.round,
     'clients': final and _clients(final),
     'examples': final and final.examples,
@@ -172,18 +175,27 @@ def _results_table(
   for row in spec.rows:
     line = [row.name]
     for name in datasets:
-      source = row.published.get(name)
       group = cells.get((row.name, name))
       line += [
         summary.show(group, decimals=spec.decimals) if group else '',
-        f'{source.value:g} ({source.source})'
-        if source
-        else 'not found'
-        if group
-        else '',
+        _published(row.published.get(name), group, spec.decimals),
       ]
     lines.append(line)
   return _table(header, lines)
+
+
+def _published(
+  source: spec_lib.Published | None,
+  group: summary.Group | None,
+  decimals: int,
+) -> str:
+  """The paper's number, how far the measured one is from it, and its place."""
+  if source is None:
+    return 'not found' if group else ''
+  far = ''
+  if group and group.mean is not None:
+    far = f'measured {group.mean - source.value:+.{decimals}f}; '
+  return f'{source.value:g} ({far}{source.source})'
 
 
 def _cells_table(groups: Sequence[summary.Group]) -> str:

@@ -1,4 +1,4 @@
-"""Runs a table's missing cells with XManager, in an environment of its own.
+r"""Runs a table's missing cells with XManager, in an environment of its own.
 
 Usage:
   python3 -m venv xm && xm/bin/pip install xmanager absl-py

@@ -1,4 +1,4 @@
-"""BDPFL, its controls and other defences against backdoors.
+r"""BDPFL, its controls and other defences against backdoors.
 
   python -m experiments.bdpfl.run --workdir=runs/bdpfl \
     --flagfile=experiments/bdpfl/flags/digits.flags

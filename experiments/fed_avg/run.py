@@ -1,4 +1,4 @@
-"""Federated averaging and its baselines on federated images.
+r"""Federated averaging and its baselines on federated images.
 
   python -m experiments.fed_avg.run --workdir=runs/digits \
     --flagfile=experiments/fed_avg/flags/digits.flags

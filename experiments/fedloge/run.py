@@ -1,4 +1,4 @@
-"""FedLoGe and its baselines: generic and personal models on long-tailed data.
+r"""FedLoGe and its baselines: generic and personal models on long-tailed data.
 
   python -m experiments.fedloge.run --workdir=runs/fedloge \
     --flagfile=experiments/fedloge/flags/digits.flags

@@ -1,4 +1,4 @@
-"""Mixed federated learning: a loss on clients and a loss at the server.
+r"""Mixed federated learning: a loss on clients and a loss at the server.
 
   python -m experiments.mixed_fl.run --workdir=runs/smile \
     --flagfile=experiments/mixed_fl/flags/synthetic_smile.flags

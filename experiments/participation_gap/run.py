@@ -1,4 +1,4 @@
-"""Participation gap: how a model does beyond the clients that trained it.
+r"""Participation gap: how a model does beyond the clients that trained it.
 
   python -m experiments.participation_gap.run --workdir=runs/gap \
     --flagfile=experiments/participation_gap/flags/synthetic.flags

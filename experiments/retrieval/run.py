@@ -1,4 +1,4 @@
-"""Federated deep retrieval: losses that do, and do not, depend on the batch.
+r"""Federated deep retrieval: losses that do, and do not, depend on the batch.
 
   python -m experiments.retrieval.run --workdir=runs/retrieval \
     --flagfile=experiments/retrieval/flags/synthetic.flags

@@ -30,18 +30,43 @@ from fedjax_ext.training.loop import Interrupted, Result
 def parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses absl flags; a bad one ends with one line and exit code 2.
 
+  `--help` prints the flags by what they are about and ends with exit code 0;
+  `--helpfull` adds those of absl itself.
+
   Returns:
     What is left of argv; anything beyond the program's name is refused.
   """
+  asked = {word.lstrip('-') for word in argv[1:] if word.startswith('-')}
+  if asked & {'help', 'h', 'helpfull'}:
+    print(_help(full='helpfull' in asked))
+    sys.exit(0)
   try:
     rest = flags.FLAGS(list(argv))
-    if flags.FLAGS['help'].present or flags.FLAGS['helpfull'].present:
-      return rest
     if len(rest) > 1:
       raise flags.Error(f'Unexpected argument {rest[1]!r}')
     return rest
   except flags.Error as error:
     _exit(2, ' '.join(str(error).split()))
+
+
+def _help(*, full: bool) -> str:
+  """The binary's docstring, then its flags under what each module is about."""
+  main = sys.modules['__main__']
+  sections = [(main.__doc__ or '').strip()]
+  names = flags.FLAGS.flags_by_module_dict()
+  for name in sorted(names, key=lambda name: name != sys.argv[0]):
+    module = sys.modules.get(name)
+    if name == sys.argv[0]:
+      title = 'Flags of this binary.'
+    elif name.startswith('fedjax_ext.') and module is not None:
+      title = (module.__doc__ or name).strip().splitlines()[0]
+    elif full:
+      title = f'{name}.'
+    else:
+      continue
+    _, _, listed = flags.FLAGS.module_help(name).strip().partition('\n')
+    sections.append(f'{title}\n{listed}')
+  return '\n\n'.join(sections)
 
 
 def run(main: Callable[[], None]) -> None:

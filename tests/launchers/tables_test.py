@@ -127,7 +127,7 @@ class TablesTest(absltest.TestCase):
     for expected in (
       '# Baselines\n\nSomeone, 2017\n\nPreset `small`, seeds 1, 2, 3.',
       'neither confirms nor refutes the scale of the paper',
-      '| FedAvg | 96.20 ± 0.20 (n = 3) | 96.1 (Table 2) |',
+      '| FedAvg | 96.20 ± 0.20 (n = 3) | 96.1 (measured +0.10; Table 2) |',
       '| Local | 90.17 ± 0.15 (n = 3) | not found |',
       '| FedAvg | digits | 3 of 3 | 1,000 | 20,000 | 50 | 123,456 | 12.5 s |',
       # Gains 6, 6, 6.1: mean 6.0333, s = 0.057735, half a width of 0.1434.
@@ -153,7 +153,7 @@ class TablesTest(absltest.TestCase):
     text = tables.markdown(report(figures, text=MORE))
     for expected in (
       # 20, 20, 30: s = 10 / sqrt(3); 40, 50, 40 too.
-      '| FedAvg | 96.20 ± 0.20 (n = 3) | 96.1 (Table 2) |',
+      '| FedAvg | 96.20 ± 0.20 (n = 3) | 96.1 (measured +0.10; Table 2) |',
       'digits, `test/loss` |\n',
       '| FedAvg | 23.33 ± 5.77 (n = 3) |\n| Local | 43.33 ± 5.77 (n = 3) |\n',
       # Mean 6.0333 [5.89, 6.18] lies inside 6.2.
@@ -204,7 +204,7 @@ class TablesTest(absltest.TestCase):
     made = report([final(0.96, loss=0.3)] * 3 + local, text=text)
     shown = tables.markdown(made)
     for expected in (
-      '| FedAvg | 96.00 ± 0.00 (n = 3) | 96.1 (Table 2) |',
+      '| FedAvg | 96.00 ± 0.00 (n = 3) | 96.1 (measured -0.10; Table 2) |',
       '| Local | 50.00 ± 0.00 (n = 3) | not found |',
       'over n seeds of `PM` (`test/accuracy`) in %',
       '## More: digits\n\n|  | GM | none |\n| --- | --- | --- |\n'
@@ -273,6 +273,10 @@ class TablesTest(absltest.TestCase):
     )
     self.assertEqual([line['value'] for line in lines[3:]], ['50.0', '', ''])
     self.assertEqual(lines[0]['published'], '96.1')
+    self.assertAlmostEqual(
+      float(lines[0]['difference']), float(lines[0]['value']) - 96.1
+    )
+    self.assertEqual(lines[3]['difference'], '')
     self.assertEqual(lines[3]['published'], 'not found')
     self.assertEqual(lines[0]['tuned'], 'lr=0.1')
     self.assertEqual(lines[5]['reason'], 'why')
