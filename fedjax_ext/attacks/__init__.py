@@ -14,6 +14,7 @@ from fedjax_ext.attacks.backdoors import (
   projected,
 )
 from fedjax_ext.attacks.bapfl import bapfl
+from fedjax_ext.attacks.hidden_trigger import hidden_trigger
 from fedjax_ext.attacks.scenario import (
   Scenario,
   poison,
@@ -32,6 +33,7 @@ ATTACKS: dict[str, Callable[..., ClientProgram]] = {
     projected,
     label_flip,
     bapfl,
+    hidden_trigger,
   )
 }
 

@@ -26,6 +26,7 @@ def train_poisoned(
   penalty: Callable[[PyTree, PyTree], jax.Array] | None = None,
   class_weight: float = 1.0,
   boost: float = 1.0,
+  craft: Callable[[PyTree, Batch, jax.Array], Batch] | None = None,
   prepare: Callable[[Sent], PyTree] = lambda sent: (),
   hold: Callable[[PyTree, Sent, PyTree, jax.Array], PyTree] | None = None,
 ) -> ClientProgram:
@@ -39,6 +40,8 @@ def train_poisoned(
     penalty: (params, the global model's) -> scalar.
     class_weight: a.
     boost: zeta, what the update is multiplied by.
+    craft: (model, batch, the attacker's place) -> poisoned batch; by default
+      the trigger is stamped.
     prepare: what the server sent -> anything that `hold` needs, once.
     hold: (params, what the server sent, what was prepared, whether the epoch
       ends) -> params, after each step.
@@ -46,7 +49,11 @@ def train_poisoned(
 
   def loss(model: PyTree, batch: Batch, context: tuple) -> Any:
     _, _, place = context
-    result = scenario.task.loss(model, poison(scenario, batch, place))
+    if craft is None:
+      batch = poison(scenario, batch, place)
+    else:
+      batch = craft(model, batch, place)
+    result = scenario.task.loss(model, batch)
     if isinstance(result, tuple):
       return class_weight * result[0], result[1]
     return class_weight * result

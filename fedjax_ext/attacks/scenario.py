@@ -33,6 +33,8 @@ class Scenario(NamedTuple):
     poisoned: how many examples of each batch are poisoned, the first ones.
     feature: name of the images.
     label: name of the labels.
+    features: (model, batch) -> the last tapped layer [B, ...], None where the
+      model has none.
   """
 
   task: Task
@@ -42,6 +44,7 @@ class Scenario(NamedTuple):
   poisoned: int
   feature: str = 'image'
   label: str = 'label'
+  features: Callable[[PyTree, Batch], jax.Array] | None = None
 
 
 def stamp(

@@ -4,6 +4,8 @@ Groups: who attacks and how, what the server does about it.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ from fedjax_ext.attacks import (
   with_attack_success,
 )
 from fedjax_ext.core import (
+  Batch,
   FederatedAlgorithm,
   Sampler,
   uniform_sampler,
@@ -27,7 +30,7 @@ from fedjax_ext.core import (
 from fedjax_ext.core.reducers import Reducer
 from fedjax_ext.defenses import DEFENSES
 from fedjax_ext.losses import Task
-from fedjax_ext.training import calls, seed_flags
+from fedjax_ext.training import calls, seed_flags, task_flags
 from fedjax_ext.training import flags as shared
 
 FLAGS = flags.FLAGS
@@ -116,6 +119,21 @@ def trigger_from_flags() -> Trigger:
   return make(**calls.arguments('trigger', FLAGS.trigger, make))
 
 
+def _features(
+  dataset: data.FederatedDataset,
+) -> Callable[[Any, Batch], jax.Array] | None:
+  """(model, batch) -> the last tapped layer of --model, if it has one."""
+  made = task_flags.image_task_from_flags(dataset)
+  if not task_flags.count_taps(made.model, dataset):
+    return None
+
+  def features(model: Any, batch: Batch) -> jax.Array:
+    inputs = made.inputs(batch, train=False)
+    return made.model.tapped(model, inputs, None)[1][-1]
+
+  return features
+
+
 def scenario_from_flags(task: Task, dataset: data.FederatedDataset) -> Scenario:
   """What the attack is built of, checked against the dataset's images."""
   feature = 'image' if 'image' in dataset.features else 'x'
@@ -128,6 +146,7 @@ def scenario_from_flags(task: Task, dataset: data.FederatedDataset) -> Scenario:
     FLAGS.attack_target,
     FLAGS.attack_poisoned,
     feature,
+    features=_features(dataset),
   )
   images = dataset.features[feature]
   validate.check(

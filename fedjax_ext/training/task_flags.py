@@ -123,6 +123,18 @@ def image_task_from_flags(dataset: data.FederatedDataset) -> ImageTask:
   return ImageTask(task, model, image_inputs(feature, preprocess))
 
 
+def count_taps(model: Model, dataset: data.FederatedDataset) -> int:
+  """How many tapped layers a model of a dataset's images has."""
+  if model.tapped is None:
+    return 0
+  _, _, example = _inputs(dataset)
+  variables = jax.eval_shape(model.init, jax.random.key(0))
+  _, taps = jax.eval_shape(
+    lambda v, x: model.tapped(v, x, None), variables, example
+  )
+  return len(taps)
+
+
 def check_taps(
   model: Model, dataset: data.FederatedDataset, layers: tuple[int, ...] = ()
 ) -> None:
@@ -133,22 +145,15 @@ def check_taps(
     dataset: columns [M, ...].
     layers: numbers from 0; () asks for one at least.
   """
-  taps = ()
-  if model.tapped is not None:
-    _, _, example = _inputs(dataset)
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    shape = jax.eval_shape(
-      lambda v, x: model.tapped(v, x, None), variables, example
-    )
-    taps = shape[1]
+  taps = count_taps(model, dataset)
   validate.check(
-    bool(taps),
+    taps > 0,
     'Expected a convolutional model with tapped layers, such as lenet, '
     'group_norm_cnn or resnet8 in float32, got '
     f'model={FLAGS.model}, compute_dtype={FLAGS.compute_dtype}.',
   )
   for layer in layers:
-    validate.between('layers', layer, 0, len(taps) - 1)
+    validate.between('layers', layer, 0, taps - 1)
 
 
 def task_from_flags(dataset: data.FederatedDataset) -> Task:
