@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/demo
 
-.PHONY: setup demo test test-slow lint build-files clean
+.PHONY: setup demo test test-slow lint docs build-files clean
 
 setup: $(VENV)/.done
 
@@ -30,6 +30,10 @@ test-slow: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+# The documentation as a site, in site/; any warning is an error.
+docs: setup
+	$(RUN) -m mkdocs build --strict
 
 build-files: setup
 	$(RUN) -m tools.build_files

@@ -19,7 +19,6 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags
-from xmanager import xm, xm_local
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -52,6 +51,9 @@ def main(argv: Sequence[str]) -> int:
 
 async def _launch(cells, root: pathlib.Path) -> None:
   """Runs the cells, on this machine --parallel of them at a time."""
+  # Here, since the project's own environment has no XManager.
+  from xmanager import xm, xm_local
+
   async with xm_local.create_experiment('fedjax_ext') as experiment:
     if _IMAGE.value:
       executor = xm_local.Vertex()

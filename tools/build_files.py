@@ -28,11 +28,11 @@ THIRD_PARTY = {
 }
 SAME_NAME = """
   array_record chex flax grain hypothesis ir_measures jax jaxlib matplotlib
-  ml_dtypes msgpack numpy optax optuna pytest scipy submitit tensorflow_datasets
-  tqdm
+  mkdocs ml_dtypes msgpack nbclient nbformat numpy optax optuna pytest scipy
+  submitit tensorflow_datasets tqdm
 """
-# Peers, run where they are installed by hand; requirements.lock has none.
-OPTIONAL = {'fedjax', 'pfl', 'torch'}
+# Installed by hand where they are wanted; requirements.lock has none.
+OPTIONAL = {'fedjax', 'pfl', 'torch', 'xmanager'}
 THIRD_PARTY |= {name: name for name in SAME_NAME.split()}
 HEADER = '# Made by `python -m tools.build_files`; do not edit.\n'
 
