@@ -20,6 +20,11 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+try:
+  from xmanager import xm, xm_local
+except ImportError:  # As in the project's own environment.
+  xm = xm_local = None
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from launchers import fields, options, reproduce
@@ -38,6 +43,9 @@ _PARALLEL = flags.DEFINE_integer(
 def main(argv: Sequence[str]) -> int:
   """Adds one job for each cell that is missing."""
   del argv
+  if xm is None:
+    print('error: no XManager here: pip install xmanager', file=sys.stderr)
+    return 2
   try:
     chosen = [options.from_flags(paper) for paper in options.papers()]
     cells = [c for one in chosen for c in reproduce.missing_cells(one)]
@@ -51,9 +59,6 @@ def main(argv: Sequence[str]) -> int:
 
 async def _launch(cells, root: pathlib.Path) -> None:
   """Runs the cells, on this machine --parallel of them at a time."""
-  # Here, since the project's own environment has no XManager.
-  from xmanager import xm, xm_local
-
   async with xm_local.create_experiment('fedjax_ext') as experiment:
     if _IMAGE.value:
       executor = xm_local.Vertex()
