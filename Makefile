@@ -33,7 +33,7 @@ lint: setup
 
 # The documentation as a site, in site/; any warning is an error.
 docs: setup
-	$(RUN) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 build-files: setup
 	$(RUN) -m tools.build_files

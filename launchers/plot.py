@@ -1,7 +1,7 @@
-"""Draws a table: bars, or lines where its columns are numbers."""
+"""Draws a table: bars, lines where its columns are numbers, and curves."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launchers import claims, summary
@@ -113,6 +113,67 @@ def line_chart(
   return _as_png(chart, axes, spec, subtitle=subtitle, legend=True)
 
 
+# By (figure, data set, row): a list of (round, shown value) for each seed.
+Curves = Mapping[tuple[str, str, str], Sequence[Sequence[tuple[int, float]]]]
+
+
+def curves(spec: spec_lib.TableSpec, series: Curves, *, subtitle: str) -> bytes:
+  """Draws figures against rounds, a panel for each figure and data set.
+
+  Args:
+    spec: the table.
+    series: what to draw; a row that is measured at its end alone is a point.
+    subtitle: what stands under the title.
+
+  Returns:
+    A PNG. Lines are means over seeds at the rounds that all of them have,
+    bands reach from the lowest to the highest seed.
+
+  Raises:
+    ImportError: matplotlib is not installed.
+  """
+  from matplotlib import figure
+
+  names = list(dict.fromkeys(name for name, _, _ in series))
+  datasets = list(dict.fromkeys(dataset for _, dataset, _ in series))
+  rows = [row.name for row in spec.rows]
+  size = (2.5 + 3.6 * len(datasets), 0.8 + 2.7 * len(names))
+  chart = figure.Figure(figsize=size, layout='constrained')
+  panels = chart.subplots(
+    len(names), len(datasets), squeeze=False, sharey='row'
+  )
+  handles = {}
+  for (name, dataset, row), seeds in series.items():
+    axes = panels[names.index(name)][datasets.index(dataset)]
+    by_seed = [dict(points) for points in seeds]
+    rounds = sorted(set.intersection(*map(set, by_seed)))
+    if not rounds:
+      continue
+    columns = [[points[r] for points in by_seed] for r in rounds]
+    index = rows.index(row)
+    style = {'color': f'C{index % 10}', 'ls': ('-', '--')[index // 10 % 2]}
+    [handles[row]] = axes.plot(
+      rounds, [sum(c) / len(c) for c in columns], marker='.', lw=1.2, **style
+    )
+    axes.fill_between(
+      rounds, [min(c) for c in columns], [max(c) for c in columns],
+      color=style['color'], alpha=0.12, lw=0,
+    )  # fmt: skip
+  unit = ' (%)' if spec.scale == 100 else ''
+  for i, name in enumerate(names):
+    panels[i][0].set_ylabel(f'{name}{unit}')
+  for j, dataset in enumerate(datasets):
+    panels[0][j].set_title(dataset, fontsize=9)
+    panels[-1][j].set_xlabel('round')
+  for axes in panels.flat:
+    axes.grid(alpha=0.3)
+  chart.suptitle(f'{spec.title}\n{subtitle}', fontsize=10)
+  chart.legend(
+    handles.values(), handles, fontsize=8, loc='outside right center'
+  )
+  return _png(chart)
+
+
 def _as_png(
   chart: Any,
   axes: Any,
@@ -127,6 +188,10 @@ def _as_png(
   axes.set_title(f'{spec.title}\n{subtitle}', fontsize=10)
   if legend:
     axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
+  return _png(chart)
+
+
+def _png(chart: Any) -> bytes:
   contents = io.BytesIO()
-  chart.savefig(contents, format='png', dpi=120)
+  chart.savefig(contents, format='png', dpi=110)
   return contents.getvalue()

@@ -1,6 +1,7 @@
 """From a paper's name to its table: tune, run, judge, write."""
 
 import dataclasses
+import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -213,7 +214,7 @@ def run(options: Options) -> int:
       choices=choices,
       command=options.command,
     )
-    _write(report, folder)
+    _write(report, folder, root)
   return _exit_code([*tuned, *results], report, root)
 
 
@@ -254,25 +255,51 @@ def _report_results(
   ]
 
 
-def _write(report: tables.Report, folder: pathlib.Path) -> None:
-  """Writes table.{md,csv,tex} and, where matplotlib is there, plot.png."""
+def _write(
+  report: tables.Report, folder: pathlib.Path, root: pathlib.Path
+) -> None:
+  """Writes table.{md,csv,tex} and, where matplotlib is there, the plots."""
   results_lib.write_atomic(folder / 'table.md', tables.markdown(report))
   results_lib.write_atomic(folder / 'table.csv', tables.csv_text(report))
   results_lib.write_atomic(folder / 'table.tex', latex.table(report))
-  seeds = ', '.join(map(str, report.plan.seeds))
   try:
-    lines = all(dataset.x is not None for dataset in report.spec.datasets)
-    draw = plot.line_chart if lines else plot.bar_chart
-    chart = draw(
-      report.spec,
-      summary.summarise(report.spec, report.results),
-      subtitle=f'{report.plan.preset} scale, seeds {seeds}',
-    )
+    drawn = _plots(report, root)
   except ImportError as error:
-    (folder / 'plot.png').unlink(missing_ok=True)
-    logging.info('no plot.png: %s', error)
+    for name in ('plot.png', 'curves.png'):
+      (folder / name).unlink(missing_ok=True)
+    logging.info('no plots: %s', error)
     return
-  results_lib.write_atomic(folder / 'plot.png', chart)
+  for name, picture in drawn.items():
+    results_lib.write_atomic(folder / name, picture)
+
+
+def _plots(report: tables.Report, root: pathlib.Path) -> dict[str, bytes]:
+  """The table's pictures by their files' names."""
+  spec = report.spec
+  seeds = ', '.join(map(str, report.plan.seeds))
+  subtitle = f'{report.plan.preset} scale, seeds {seeds}'
+  lines = all(dataset.x is not None for dataset in spec.datasets)
+  draw = plot.line_chart if lines else plot.bar_chart
+  groups = summary.summarise(spec, report.results)
+  drawn = {'plot.png': draw(spec, groups, subtitle=subtitle)}
+  series = _curves(report, root)
+  if series:
+    drawn['curves.png'] = plot.curves(spec, series, subtitle=subtitle)
+  return drawn
+
+
+def _curves(report: tables.Report, root: pathlib.Path) -> plot.Curves:
+  """The course of `curves` in every cell that has one."""
+  spec, series = report.spec, {}
+  for figure, result in itertools.product(spec.curves, report.results):
+    cell = result.cell
+    points = results_lib.read_curve(
+      root / cell.workdir, spec.key(cell.row, figure)
+    )
+    if points and result.final is not None:
+      shown = [(r, spec.scale * value) for r, value in points]
+      series.setdefault((figure, cell.dataset, cell.row), []).append(shown)
+  return series
 
 
 def _exit_code(

@@ -121,6 +121,32 @@ def read_final(workdir: pathlib.Path) -> Final | None:
   )
 
 
+def read_curve(workdir: pathlib.Path, metric: str) -> list[tuple[int, float]]:
+  """Reads a metric's course from a cell's metrics.jsonl.
+
+  Args:
+    workdir: the cell's folder.
+    metric: its key there.
+
+  Returns:
+    (round, value) where a round has a finite one; empty where nothing is.
+  """
+  try:
+    lines = (workdir / 'metrics.jsonl').read_text('utf8').splitlines()
+  except OSError:
+    return []
+  points = []
+  for line in lines:
+    try:
+      row = json.loads(line)
+    except ValueError:  # Cut short by a kill.
+      continue
+    value = row.get(metric)
+    if isinstance(value, (int, float)) and math.isfinite(value):
+      points.append((row['round'], float(value)))
+  return points
+
+
 def read_json(path: pathlib.Path) -> Any:
   """Reads a JSON file; None where it is absent or cut short."""
   try:

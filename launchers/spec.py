@@ -14,6 +14,7 @@ The format, with every key (those marked optional may be left out):
     [[details]]                       # optional: a table of its own for each
     title = 'Heads'                   # data set; '-' where a row lacks one
     metrics = ['GM', 'GM tail']
+    curves = ['GM', 'PM']             # optional: drawn against rounds
     x_label = 'clients'               # optional: what x of a data set is
     [presets.smoke]                   # any of smoke, small, paper
     seeds = [1]
@@ -244,6 +245,7 @@ class TableSpec:
   x_label: str = ''
   figures: Mapping[str, str] = dataclasses.field(default_factory=dict)
   details: tuple[Detail, ...] = ()
+  curves: tuple[str, ...] = ()
 
   def key(self, row: str, figure: str) -> str:
     """The metric of final.json that holds a row's figure, '' if none does."""
@@ -343,6 +345,7 @@ def parse_table(text: str, *, file: str) -> TableSpec:
     datasets=datasets,
     tuning=_tuning(top, direction, rows, figures),
     figures=figures,
+    curves=top.get('curves', fields.list_of(fields.text), ()),
     details=tuple(
       Detail(
         s.get('title', fields.text),

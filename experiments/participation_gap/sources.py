@@ -11,11 +11,19 @@ import pathlib
 import numpy as np
 
 from fedjax_ext.core import validate
-from fedjax_ext.data import Columns, load_npz, read_jsonl, text_columns
+from fedjax_ext.data import (
+  Columns,
+  load_digits,
+  load_npz,
+  read_jsonl,
+  text_columns,
+)
 from fedjax_ext.data.text import character_vocabulary
 
 
-def writers(*, data_dir: str, num_writers: int = 0, seed: int = 0) -> Columns:
+def writers(
+  *, data_dir: str = '', num_writers: int = 0, seed: int = 0
+) -> Columns:
   """MNIST by writer from DATA_DIR/mnist_writers.npz, without its split.
 
   The official split is one by writer, and of two populations: staff of the
@@ -23,17 +31,46 @@ def writers(*, data_dir: str, num_writers: int = 0, seed: int = 0) -> Columns:
 
   Args:
     data_dir: folder of the file; arrays `image`, `label`, `client`, `hsf`.
+      Empty for writers that are made up of scikit-learn's digits, to try the
+      tables without the file.
     num_writers: keep a random choice of so many; 0 keeps all.
     seed: seed of that choice.
   """
-  columns = load_npz(data_dir=data_dir, file='mnist_writers', num_classes=10)
-  columns = dataclasses.replace(columns, split=None)
+  if data_dir:
+    columns = load_npz(data_dir=data_dir, file='mnist_writers', num_classes=10)
+    columns = dataclasses.replace(columns, split=None)
+  else:
+    columns = _made_up_writers()
   if not num_writers:
     return columns
   names = np.unique(columns.client)
   validate.between('num_writers', num_writers, 1, len(names))
   kept = np.random.default_rng(seed).permutation(names)[:num_writers]
   return _take(columns, np.flatnonzero(np.isin(columns.client, kept)))
+
+
+def _made_up_writers(
+  num_writers: int = 761, each: int = 24, seed: int = 0
+) -> Columns:
+  """Digits dealt out to writers who shift and fade them in their own way."""
+  rng = np.random.default_rng(seed)
+  digits = load_digits().features
+  rows = rng.integers(len(digits['label']), size=(num_writers, each))
+  image = np.asarray(digits['image'])[rows][..., 0]  # [writers, each, 8, 8]
+  image = np.kron(image, np.ones((3, 3), np.float32))
+  image = np.pad(image, ((0, 0), (0, 0), (2, 2), (2, 2)))
+  shifts = rng.integers(-2, 3, size=(num_writers, 2))
+  image = np.stack(
+    [np.roll(x, tuple(by), (1, 2)) for x, by in zip(image, shifts, strict=True)]
+  )
+  image *= rng.uniform(0.5, 1.0, (num_writers, 1, 1, 1))
+  client = np.repeat(np.arange(num_writers), each)
+  features = {
+    'image': np.round(255 * image).astype(np.uint8).reshape(-1, 28, 28),
+    'label': np.asarray(digits['label'])[rows].ravel(),
+    'hsf': np.repeat(rng.choice([0, 4], num_writers), each),
+  }
+  return Columns('made_up_writers', features, 10, client=client)
 
 
 def cifar10_parts(*, data_dir: str) -> Columns:

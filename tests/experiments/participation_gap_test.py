@@ -7,6 +7,7 @@ import tempfile
 import numpy as np
 from absl.testing import absltest
 
+from experiments.participation_gap import sources
 from tests.experiments import runs
 
 MODULE = 'experiments.participation_gap.run'
@@ -54,6 +55,24 @@ BAD = {
     ['--data_dir=/nowhere'],
   ),
 }
+
+
+class WritersTest(absltest.TestCase):
+  def test_made_up_writers(self):
+    made = sources.writers()
+    self.assertEqual(made.name, 'made_up_writers')
+    image, label = made.features['image'], made.features['label']
+    self.assertEqual((image.shape, image.dtype), ((18264, 28, 28), np.uint8))
+    np.testing.assert_array_equal(np.unique(label), np.arange(10))
+    self.assertGreater(image.max(), 200)
+    writers, sizes = np.unique(made.client, return_counts=True)
+    self.assertLen(writers, 761)
+    self.assertEqual(set(sizes), {24})
+    # A writer belongs to one population.
+    hsf = made.features['hsf'].reshape(761, 24)
+    self.assertTrue((hsf == hsf[:, :1]).all())
+    some = sources.writers(num_writers=190)
+    self.assertLen(np.unique(some.client), 190)
 
 
 class ParticipationGapTest(absltest.TestCase):

@@ -14,7 +14,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from launchers import fields, local, reproduce
+from launchers import fields, local, plot, reproduce
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TABLE = """
@@ -72,6 +72,11 @@ final = {
   'device': 'cpu', 'versions': {'fake': '1'}, 'commit': 'abc',
 }
 (folder / 'final.json').write_text(json.dumps(final))
+if seed == 1 or 'curve' in flags:
+  rows = [{'round': r, 'test/accuracy': rate * r} for r in (1, 2)]
+  rows += [{'round': 3, 'test/accuracy': float('nan')}, {'round': 4}]
+  lines = [json.dumps(row) for row in rows]
+  (folder / 'metrics.jsonl').write_text('\\n'.join([*lines, '{"cut']))
 """
 
 
@@ -174,6 +179,16 @@ class ReproduceTest(FakeExperiment):
     self.assertIn('| Plain | failed 1 of 3; ', self.result('table.md'))
     self.assertIn('Plain / seed 2: `not run`', self.result('table.md'))
     self.assertLen(self.starts(), 9)
+
+  def test_curves(self):
+    self.edit("title = 'Fake'", "title = 'Fake'\ncurves = ['test/accuracy']")
+    with mock.patch.object(plot, 'curves', wraps=plot.curves) as draw:
+      reproduce.run(self.options())
+    series = draw.call_args.args[1]
+    key = ('test/accuracy', 'digits', 'Plain')
+    self.assertEqual(series[key], [[(1, 10.0), (2, 20.0)]])
+    picture = (self.root / 'results/fake/small/curves.png').read_bytes()
+    self.assertStartsWith(picture, b'\x89PNG')
 
   def test_the_table_in_latex(self):
     self.edit("title = 'Fake'", "title = 'Fake & 50 %_'")
