@@ -1,6 +1,7 @@
 """Writes a table's results for a paper in LaTeX. Pure functions."""
 
-from launchers import summary, tables
+from launchers import report as report_lib
+from launchers import summary
 
 _ESCAPES = str.maketrans(
   {
@@ -19,7 +20,7 @@ _ESCAPES = str.maketrans(
 )
 
 
-def table(report: tables.Report) -> str:
+def table(report: report_lib.Report) -> str:
   """Writes table.tex: a `table` environment that needs the booktabs package.
 
   Rows and columns are those of table.md, a published number stands in brackets

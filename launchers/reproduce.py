@@ -20,7 +20,9 @@ from launchers import (
   summary,
   tables,
   tuning,
+  verdicts,
 )
+from launchers import report as report_lib
 from launchers import results as results_lib
 from launchers import spec as spec_lib
 
@@ -206,7 +208,7 @@ def run(options: Options) -> int:
     if choices:
       record = tuning.to_json(spec, choices)
       results_lib.write_json(folder / 'tuning.json', record)
-    report = tables.Report(
+    report = report_lib.Report(
       spec=spec,
       plan=plan,
       results=results,
@@ -256,7 +258,7 @@ def _report_results(
 
 
 def _write(
-  report: tables.Report, folder: pathlib.Path, root: pathlib.Path
+  report: report_lib.Report, folder: pathlib.Path, root: pathlib.Path
 ) -> None:
   """Writes table.{md,csv,tex} and, where matplotlib is there, the plots."""
   results_lib.write_atomic(folder / 'table.md', tables.markdown(report))
@@ -273,7 +275,7 @@ def _write(
     results_lib.write_atomic(folder / name, picture)
 
 
-def _plots(report: tables.Report, root: pathlib.Path) -> dict[str, bytes]:
+def _plots(report: report_lib.Report, root: pathlib.Path) -> dict[str, bytes]:
   """The table's pictures by their files' names."""
   spec = report.spec
   seeds = ', '.join(map(str, report.plan.seeds))
@@ -288,7 +290,7 @@ def _plots(report: tables.Report, root: pathlib.Path) -> dict[str, bytes]:
   return drawn
 
 
-def _curves(report: tables.Report, root: pathlib.Path) -> plot.Curves:
+def _curves(report: report_lib.Report, root: pathlib.Path) -> plot.Curves:
   """The course of `curves` in every cell that has one."""
   spec, series = report.spec, {}
   for figure, result in itertools.product(spec.curves, report.results):
@@ -304,7 +306,7 @@ def _curves(report: tables.Report, root: pathlib.Path) -> plot.Curves:
 
 def _exit_code(
   ended: Sequence[results_lib.Result],
-  report: tables.Report,
+  report: report_lib.Report,
   root: pathlib.Path,
 ) -> int:
   """Says what failed and where the table is; 1 for failures, broken limits."""
@@ -323,7 +325,7 @@ def _exit_code(
         lines.append(f'{result.cell.label}: {figure.reason}')
   for line in lines:
     print(f'failed: {line}', file=sys.stderr)
-  broken = tables.broken_limits(report)
+  broken = verdicts.broken_limits(report)
   for line in broken:
     print(f'limit broken: {line}', file=sys.stderr)
   print(f'{report.plan.results}/table.md')

@@ -50,18 +50,21 @@ def execute(name: str, *, timeout: int = 600) -> Notebook:
   Raises:
     NotebookError: there is no such notebook, or a cell failed.
   """
-  import nbclient
-  import nbformat
-
   path = FOLDER / f'{name}.ipynb'
   if not path.exists():
     raise NotebookError(f'{name}: expected one of {", ".join(names())}')
+  # Here, since nothing else of this module needs them.
+  import nbclient
+  import nbformat
+  from traitlets.config import Config
+
   notebook = nbformat.read(path, as_version=4)
   client = nbclient.NotebookClient(
     notebook,
     timeout=timeout,
     kernel_name=METADATA['kernelspec']['name'],
     record_timing=False,
+    config=Config({'KernelManager': {'transport': 'ipc'}}),
     resources={'metadata': {'path': str(ROOT)}},
   )
   try:

@@ -9,6 +9,7 @@ from fedjax_ext.core import validate
 
 
 def check_sizes(num_examples: int, num_clients: int, min_examples: int) -> None:
+  """Raises InvalidInput unless all clients can have `min_examples`, scalars."""
   validate.at_least('num_clients', num_clients, 1)
   validate.at_least('min_examples', min_examples, 0)
   validate.check(
@@ -19,6 +20,7 @@ def check_sizes(num_examples: int, num_clients: int, min_examples: int) -> None:
 
 
 def check_alpha(alpha: float, name: str = 'alpha') -> None:
+  """Raises InvalidInput unless a concentration is positive and finite."""
   validate.check(
     0 < alpha < np.inf, f'Expected 0 < {name} < infinity, got {name}={alpha}.'
   )

@@ -6,6 +6,7 @@ import io
 from absl.testing import absltest
 
 from launchers import grid, plot, results, spec, summary, tables, tuning
+from launchers import report as report_lib
 
 TABLE = """
 title = 'Baselines'
@@ -107,7 +108,7 @@ def report(figures, *, preset='small', text=TABLE):
   ]
   candidate = tuning.Candidate(values, results.Measure('ok', 0.9))
   choice = tuning.Choice('digits', 'FedAvg', (candidate,), values, '')
-  return tables.Report(
+  return report_lib.Report(
     spec=table,
     plan=plan,
     results=ended,
