@@ -27,9 +27,9 @@ THIRD_PARTY = {
   'tensorboardX': 'tensorboardx',
 }
 SAME_NAME = """
-  array_record chex flax grain hypothesis ir_measures jax jaxlib matplotlib
-  mkdocs ml_dtypes msgpack nbclient nbformat numpy optax optuna pytest scipy
-  submitit tensorflow_datasets tqdm
+  array_record chex flax grain hypothesis ipykernel ir_measures jax jaxlib
+  matplotlib mkdocs ml_dtypes msgpack nbclient nbformat numpy optax optuna
+  pytest scipy submitit tensorflow_datasets tqdm traitlets
 """
 # Installed by hand where they are wanted; requirements.lock has none.
 OPTIONAL = {'fedjax', 'pfl', 'torch', 'xmanager'}
