@@ -8,9 +8,9 @@ Usage:
 
 XManager (https://github.com/google-deepmind/xmanager) and this project want
 different versions of protobuf, hence two environments: --python names the
-interpreter that has the project's packages. With --image the cells run in that
-container image on Vertex AI instead. Where rows are tuned, the first call runs
-the tuning, the next one the table's cells.
+interpreter that has the project's packages. With --vertex_image the cells run
+in that container image on Vertex AI instead. Where rows are tuned, the first
+call runs the tuning, the next one the table's cells.
 """
 
 import asyncio
@@ -33,7 +33,9 @@ _PYTHON = flags.DEFINE_string(
   'python', sys.executable, "Interpreter that has the project's packages."
 )
 _IMAGE = flags.DEFINE_string(
-  'image', '', 'Container image to run on Vertex AI; empty: this machine.'
+  'vertex_image',
+  '',
+  'Container image to run on Vertex AI; empty: this machine.',
 )
 _PARALLEL = flags.DEFINE_integer(
   'parallel', 2, 'How many cells run at a time on this machine.', lower_bound=1
