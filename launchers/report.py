@@ -19,6 +19,7 @@ class Report:
     tuning_cells: the tuning runs.
     choices: what tuning found.
     command: the launcher's own command line.
+    not_run: data sets that none of the collected cells is about.
   """
 
   spec: spec_lib.TableSpec
@@ -27,6 +28,7 @@ class Report:
   tuning_cells: Sequence[grid.Cell]
   choices: Sequence[tuning.Choice]
   command: str
+  not_run: tuple[str, ...] = ()
 
 
 def layout(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -201,10 +201,14 @@ def run(options: Options) -> int:
     tuned = _results(tuning_cells, how, options, label='tuning')
     choices = tuning.choose_all(spec, tuned)
     results = _report_results(spec, plan, choices, how, options)
-    if options.only_collect and all(r.final is None for r in results):
-      raise fields.TableError(
-        f'--only_collect: no finished run of this table in {plan.results}/runs'
-      )
+    not_run = ()
+    if options.only_collect:
+      results, not_run = _without_unrun_columns(results)
+      if not results:
+        raise fields.TableError(
+          f'--only_collect: no finished run of this table in '
+          f'{plan.results}/runs'
+        )
     if choices:
       record = tuning.to_json(spec, choices)
       results_lib.write_json(folder / 'tuning.json', record)
@@ -215,6 +219,7 @@ def run(options: Options) -> int:
       tuning_cells=tuning_cells,
       choices=choices,
       command=options.command,
+      not_run=not_run,
     )
     _write(report, folder, root)
   return _exit_code([*tuned, *results], report, root)
@@ -231,6 +236,17 @@ def _results(
   if options.only_collect:
     return [cells.collected_result(cell, how.root) for cell in wanted]
   return schedule.run_cells(wanted, how, label=label)
+
+
+def _without_unrun_columns(
+  results: Sequence[results_lib.Result],
+) -> tuple[list[results_lib.Result], tuple[str, ...]]:
+  """(results of data sets with a finished run, the other data sets)."""
+  ran = {r.cell.dataset for r in results if r.final is not None}
+  others = dict.fromkeys(
+    r.cell.dataset for r in results if r.cell.dataset not in ran
+  )
+  return [r for r in results if r.cell.dataset in ran], tuple(others)
 
 
 def _report_results(
@@ -328,8 +344,10 @@ def _exit_code(
   broken = verdicts.broken_limits(report)
   for line in broken:
     print(f'limit broken: {line}', file=sys.stderr)
+  if report.not_run:
+    print(f'not run: {"; ".join(report.not_run)}', file=sys.stderr)
   print(f'{report.plan.results}/table.md')
-  return 1 if lines or broken else 0
+  return 1 if lines or broken or report.not_run else 0
 
 
 def _root_and_digest(options: Options) -> tuple[pathlib.Path, str]:

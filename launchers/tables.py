@@ -136,6 +136,8 @@ def _heading(report: Report) -> str:
   ]
   for name, own in report.plan.own_seeds.items():
     lines[-1] += f' {name}: seeds {", ".join(map(str, own))}.'
+  if report.not_run:
+    lines.append(f'Not run yet: {"; ".join(report.not_run)}.')
   if few:
     lines.append('Fewer than 3 seeds: a trial, not a result.')
   return '\n\n'.join(lines)

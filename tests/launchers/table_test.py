@@ -180,6 +180,17 @@ class ReproduceTest(FakeExperiment):
     self.assertIn('Plain / seed 2: `not run`', self.result('table.md'))
     self.assertLen(self.starts(), 9)
 
+  def test_a_column_that_was_not_run_is_named_and_left_out(self):
+    reproduce.run(self.options('smoke'))
+    second = "[[datasets]]\nname = 'more'\nflagfile = 'digits.flags'\n"
+    self.edit('[tuning]', second + '[tuning]')
+    collect = self.options('smoke', only_collect=True)
+    self.assertEqual(reproduce.run(collect), 1)
+    text = self.result('table.md', 'smoke')
+    self.assertIn('Not run yet: more.', text)
+    self.assertNotIn('more, published', text)
+    self.assertIn('| Plain | 40.10', text)
+
   def test_curves(self):
     self.edit("title = 'Fake'", "title = 'Fake'\ncurves = ['test/accuracy']")
     with mock.patch.object(plot, 'curves', wraps=plot.curves) as draw:
