@@ -2,7 +2,18 @@
 
 from absl.testing import absltest, parameterized
 
-from launchers import claims, fields, grid, plot, results, spec, summary, tables
+from launchers import (
+  claims,
+  fields,
+  grid,
+  plot,
+  results,
+  spec,
+  summary,
+  tables,
+  verdicts,
+)
+from launchers import report as report_lib
 
 TABLE = """
 title = 'Gaps'
@@ -78,7 +89,7 @@ def make_report(value):
       {'gap': figure}, False, 1, 1, 1, 1, 1.0, 'cpu', {}, 'abc'
     )
     ended.append(results.Result(cell, final, 'code'))
-  return tables.Report(
+  return report_lib.Report(
     spec=table,
     plan=plan,
     results=ended,
@@ -198,15 +209,15 @@ class ColumnsTest(parameterized.TestCase):
       '| A | 1 | mean >= 7 | 8.0100, 8.0200, 8.0300; mean 8.0200 |',
     ):
       self.assertIn(line, text)
-    self.assertEqual(tables.broken_limits(self.report), [])
+    self.assertEqual(verdicts.broken_limits(self.report), [])
 
   def test_a_limit_on_the_mean(self):
     """One seed below, the mean above; then the mean below."""
     values = {1: 5.0, 2: 8.0, 3: 9.0}
     report = make_report(lambda row, x, seed: values[seed])
-    self.assertEqual(tables.broken_limits(report), [])
+    self.assertEqual(verdicts.broken_limits(report), [])
     report = make_report(lambda row, x, seed: values[seed] - 1)
-    self.assertLen(tables.broken_limits(report), 1)
+    self.assertLen(verdicts.broken_limits(report), 1)
 
   def test_plot(self):
     groups = summary.summarise(self.report.spec, self.report.results)
