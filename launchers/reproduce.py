@@ -127,12 +127,12 @@ def dry_run(options: Options) -> list[str]:
     TableError: the options or the description are wrong.
   """
   spec, plan = load(options)
-  root, digest = _root_and_digest(options)
+  root = _root(options)
   tuned = grid.tuning_cells(spec, plan)
-  found = [cells.kept_result(cell, root, digest) for cell in tuned]
-  choices = tuning.choose_all(spec, [r for r in found if r is not None])
+  kept = _kept(tuned, options)
+  choices = tuning.choose_all(spec, list(kept.values()))
   reported = grid.report_cells(spec, plan, tuning.chosen_values(choices))
-  runner = options.make_runner(root, root / plan.results / 'runs', ())
+  runner = options.make_runner(root, root / plan.results / 'runs' / 'jobs', ())
   return [
     line
     for stage in (tuned, reported)
@@ -155,22 +155,32 @@ def missing_cells(options: Options) -> list[grid.Cell]:
     TableError: the options or the description are wrong, or tuning failed.
   """
   spec, plan = load(options)
-  root, code = _root_and_digest(options)
   tuned = grid.tuning_cells(spec, plan)
-  kept = [cells.kept_result(cell, root, code) for cell in tuned]
-  missing = [c for c, result in zip(tuned, kept, strict=True) if result is None]
+  kept = _kept(tuned, options)
+  missing = [cell for cell in tuned if cell not in kept]
   if not missing:
-    choices = tuning.choose_all(spec, [r for r in kept if r is not None])
+    choices = tuning.choose_all(spec, list(kept.values()))
     for choice in choices:
       if choice.chosen is None:
         raise fields.TableError(
           f'{choice.row} on {choice.dataset}: {choice.reason}'
         )
     reported = grid.report_cells(spec, plan, tuning.chosen_values(choices))
-    missing = [c for c in reported if cells.kept_result(c, root, code) is None]
+    kept = _kept(reported, options)
+    missing = [cell for cell in reported if cell not in kept]
+  code = _digest(options)
   for cell in missing:
-    cells.prepare(cell, root, code)
+    cells.prepare(cell, _root(options), code)
   return missing
+
+
+def _kept(
+  wanted: Sequence[grid.Cell], options: Options
+) -> dict[grid.Cell, results_lib.Result]:
+  """The finished results that count for the present code, in their order."""
+  root, code = _root(options), _digest(options)
+  found = {cell: cells.kept_result(cell, root, code) for cell in wanted}
+  return {cell: r for cell, r in found.items() if r is not None}
 
 
 def run(options: Options) -> int:
@@ -187,13 +197,13 @@ def run(options: Options) -> int:
     Interrupted: a signal stopped the runs.
   """
   spec, plan = load(options)
-  root, _ = _root_and_digest(options)
+  root = _root(options)
   folder = root / plan.results
   with schedule.results_lock(folder / 'runs') as pass_fds:
     how = schedule.Schedule(
       root=root,
       runner=options.make_runner(root, folder / 'runs' / 'jobs', pass_fds),
-      digest=lambda: _root_and_digest(options)[1],
+      digest=lambda: _digest(options),
       retries=options.retries,
       grace_seconds=options.grace_seconds,
     )
@@ -350,10 +360,15 @@ def _exit_code(
   return 1 if lines or broken or report.not_run else 0
 
 
-def _root_and_digest(options: Options) -> tuple[pathlib.Path, str]:
-  experiments = options.experiments_dir.resolve()
-  folder = experiments / options.paper
-  return experiments.parent, sources.code_digest(experiments.parent, folder)
+def _root(options: Options) -> pathlib.Path:
+  """Where the commands run."""
+  return options.experiments_dir.resolve().parent
+
+
+def _digest(options: Options) -> str:
+  """Of the present code."""
+  folder = options.experiments_dir.resolve() / options.paper
+  return sources.code_digest(_root(options), folder)
 
 
 def _shown(path: pathlib.Path, root: pathlib.Path) -> str:

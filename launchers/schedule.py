@@ -7,11 +7,12 @@ decided here, alike for all of them.
 
 import contextlib
 import dataclasses
+import importlib.util
 import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import IO, Protocol
 
 from absl import logging
 
@@ -243,9 +244,7 @@ def results_lock(folder: pathlib.Path) -> Iterator[tuple[int, ...]]:
     TableError: another launcher holds the folder.
     KeyboardInterrupt: a signal came while it waited.
   """
-  try:
-    import fcntl
-  except ImportError:  # Not a POSIX system.
+  if importlib.util.find_spec('fcntl') is None:  # Not a POSIX system.
     yield ()
     return
   try:
@@ -255,25 +254,20 @@ def results_lock(folder: pathlib.Path) -> Iterator[tuple[int, ...]]:
   except OSError as error:
     raise fields.TableError(f'--results_dir: {error}') from error
   with launcher, runs:
-    try:
-      fcntl.flock(launcher, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise fields.TableError(
-        f'{folder}: another launcher is at work there'
-      ) from error
-    try:
-      fcntl.flock(runs, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked(launcher):
+      raise fields.TableError(f'{folder}: another launcher is at work there')
+    if not _locked(runs):
       logging.warning('waiting for runs that a killed launcher left')
       with caught_signals() as caught:
         while not _locked(runs) and not caught:
           time.sleep(0.2)
       if caught:
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt
     yield (runs.fileno(),)
 
 
-def _locked(file) -> bool:
+def _locked(file: IO[str]) -> bool:
+  """Takes a lock on an open file, if nobody else has it."""
   import fcntl
 
   with contextlib.suppress(OSError):

@@ -127,8 +127,8 @@ def make_algorithm(
 ) -> FederatedAlgorithm:
   """Builds --algorithm on a dataset, with attack success among its metrics."""
   made = task_flags.image_task_from_flags(dataset)
-  scenario = robust_flags.scenario_from_flags(made.task, dataset)
-  averaging = robust_flags.averaging_from_flags(made.task, dataset)
+  scenario = robust_flags.scenario_from_flags(made, dataset)
+  averaging = robust_flags.averaging_from_flags(dataset, scenario)
   common = dict(
     client_optimizer=shared.optimizer_from_flags('client'),
     layout=layout,

@@ -19,7 +19,6 @@ from fedjax_ext.algorithms import (
 from fedjax_ext.core import FederatedAlgorithm, Layout, validate
 from fedjax_ext.core.plans import rows_of
 from fedjax_ext.data import FederatedDataset
-from fedjax_ext.losses import Task
 from fedjax_ext.training import app, robust_flags, task_flags
 from fedjax_ext.training import flags as shared
 from fedjax_ext.training.experiment import dataset_from_flags, run_experiment
@@ -43,9 +42,13 @@ flags.adopt_module_key_flags(robust_flags)
 
 
 def make_algorithm(
-  task: Task, dataset: FederatedDataset, layout: Layout
+  dataset: FederatedDataset, layout: Layout
 ) -> FederatedAlgorithm:
-  """Builds --algorithm for a task on a dataset (C clients)."""
+  """Builds --algorithm on a dataset (C clients).
+
+  Under an attack, its success is among the metrics.
+  """
+  task = task_flags.task_from_flags(dataset)
   phase = shared.phase_from_flags()
   if FLAGS.algorithm in ('local_training', 'fine_tuning'):
     check_personal_parts(dataset)
@@ -86,8 +89,12 @@ def make_algorithm(
       phase=phase,
       debug=FLAGS.debug,
     )
+  scenario = None
+  if FLAGS.attack:
+    made = task_flags.image_task_from_flags(dataset)
+    scenario = robust_flags.scenario_from_flags(made, dataset)
   common = dict(
-    averaging=robust_flags.averaging_from_flags(task, dataset),
+    averaging=robust_flags.averaging_from_flags(dataset, scenario),
     client_optimizer=client_optimizer,
     server_optimizer=shared.optimizer_from_flags('server'),
     layout=layout,
@@ -96,8 +103,9 @@ def make_algorithm(
     debug=FLAGS.debug,
   )
   if FLAGS.algorithm == 'fed_prox':
-    return fed_prox(task, proximal_weight=FLAGS.proximal_weight, **common)
-  algorithm = fed_avg(task, **common)
+    algorithm = fed_prox(task, proximal_weight=FLAGS.proximal_weight, **common)
+  else:
+    algorithm = fed_avg(task, **common)
   if FLAGS.algorithm == 'fine_tuning':
     validate.at_least('fine_tuning_epochs', FLAGS.fine_tuning_epochs, 0)
     algorithm = with_fine_tuning(
@@ -108,7 +116,7 @@ def make_algorithm(
       ),
       phase=shared.phase_from_flags(epochs=FLAGS.fine_tuning_epochs, steps=0),
     )
-  return algorithm
+  return robust_flags.with_success(algorithm, scenario)
 
 
 def check_personal_parts(dataset: FederatedDataset) -> None:
@@ -146,27 +154,12 @@ def make_dataset() -> tuple[FederatedDataset, str]:
   return robust_flags.honest_parts(dataset), digest
 
 
-def with_success(
-  algorithm: FederatedAlgorithm, task: Task, dataset: FederatedDataset
-) -> FederatedAlgorithm:
-  """Under an attack, its success is among the metrics."""
-  if not FLAGS.attack:
-    return algorithm
-  scenario = robust_flags.scenario_from_flags(task, dataset)
-  return robust_flags.with_success(algorithm, scenario)
-
-
 def main() -> None:
   """Checks everything, trains or resumes, prints the result."""
 
-  def build(dataset: FederatedDataset, layout: Layout) -> FederatedAlgorithm:
-    task = task_flags.task_from_flags(dataset)
-    algorithm = make_algorithm(task, dataset, layout)
-    return with_success(algorithm, task, dataset)
-
   run_experiment(
     __name__,
-    make_algorithm=build,
+    make_algorithm=make_algorithm,
     make_dataset=make_dataset,
     make_sampler=robust_flags.sampler_from_flags,
     named=task_flags.NAMED | robust_flags.NAMED,

@@ -29,7 +29,6 @@ from fedjax_ext.core import (
 )
 from fedjax_ext.core.reducers import Reducer
 from fedjax_ext.defenses import DEFENSES
-from fedjax_ext.losses import Task
 from fedjax_ext.training import calls, seed_flags, task_flags
 from fedjax_ext.training import flags as shared
 
@@ -120,10 +119,9 @@ def trigger_from_flags() -> Trigger:
 
 
 def _features(
-  dataset: data.FederatedDataset,
+  made: task_flags.ImageTask, dataset: data.FederatedDataset
 ) -> Callable[[Any, Batch], jax.Array] | None:
-  """(model, batch) -> the last tapped layer of --model, if it has one."""
-  made = task_flags.image_task_from_flags(dataset)
+  """(model, batch) -> the model's last tapped layer, if it has one."""
   if not task_flags.count_taps(made.model, dataset):
     return None
 
@@ -134,11 +132,13 @@ def _features(
   return features
 
 
-def scenario_from_flags(task: Task, dataset: data.FederatedDataset) -> Scenario:
+def scenario_from_flags(
+  made: task_flags.ImageTask, dataset: data.FederatedDataset
+) -> Scenario:
   """What the attack is built of, checked against the dataset's images."""
   feature = 'image' if 'image' in dataset.features else 'x'
   scenario = Scenario(
-    task,
+    made.task,
     shared.optimizer_from_flags(
       'client', learning_rate=FLAGS.attack_learning_rate
     ),
@@ -146,7 +146,7 @@ def scenario_from_flags(task: Task, dataset: data.FederatedDataset) -> Scenario:
     FLAGS.attack_target,
     FLAGS.attack_poisoned,
     feature,
-    features=_features(dataset),
+    features=_features(made, dataset),
   )
   images = dataset.features[feature]
   validate.check(
@@ -166,9 +166,9 @@ def scenario_from_flags(task: Task, dataset: data.FederatedDataset) -> Scenario:
 
 
 def averaging_from_flags(
-  task: Task, dataset: data.FederatedDataset
+  dataset: data.FederatedDataset, scenario: Scenario | None
 ) -> Averaging:
-  """--defense, and --attack on a task and a dataset."""
+  """--defense, and --attack in a scenario; None where nobody attacks."""
   num_clients = dataset.splits['train'].num_clients
   attack = None
   if FLAGS.attack:
@@ -178,7 +178,7 @@ def averaging_from_flags(
     if FLAGS.attack_epochs is not None:
       validate.at_least('attack_epochs', FLAGS.attack_epochs, 1)
     attack = Attack(
-      make(scenario_from_flags(task, dataset), **settings),
+      make(scenario, **settings),
       shared.phase_from_flags(epochs=FLAGS.attack_epochs),
       tuple(attackers_of(dataset).tolist()),
       FLAGS.attack_start,
@@ -199,9 +199,11 @@ def defense_from_flags() -> Reducer | None:
 
 
 def with_success(
-  algorithm: FederatedAlgorithm, scenario: Scenario
+  algorithm: FederatedAlgorithm, scenario: Scenario | None
 ) -> FederatedAlgorithm:
-  """Adds 'attack_success' and 'target_rate' to an algorithm's metrics."""
+  """Adds 'attack_success' and 'target_rate' to metrics; None adds nothing."""
+  if scenario is None:
+    return algorithm
   return algorithm._replace(
     predictors=with_attack_success(
       algorithm.predictors,

@@ -52,7 +52,7 @@ BAD = {
       '--data_source=experiments.participation_gap.sources.writers',
       '--data_dir=/nowhere',
     ],
-    ['--data_dir=/nowhere'],
+    ['/nowhere/mnist_writers.npz'],
   ),
 }
 
