@@ -146,7 +146,7 @@ def make_algorithm(
     algorithm = local_training(made.task, **common)
   else:
     algorithm = _averaged(made, averaging, common)
-  return robust_flags.with_success(algorithm, scenario)
+  return robust_flags.with_success(algorithm, scenario, averaging)
 
 
 def _bdpfl(
@@ -223,6 +223,8 @@ def make_dataset() -> tuple[FederatedDataset, str]:
 def make_finish(dataset: FederatedDataset) -> Finish:
   """What is said beside the metrics: clients taken over, and pictures."""
   made = task_flags.image_task_from_flags(dataset)
+  scenario = robust_flags.scenario_from_flags(made, dataset)
+  averaging = robust_flags.averaging_from_flags(dataset, scenario)
   personal = FLAGS.algorithm in ('bdpfl', 'local_training')
 
   def finish(server_state, client_states, reports: Mapping[str, Report]):
@@ -231,7 +233,7 @@ def make_finish(dataset: FederatedDataset) -> Finish:
       dataset,
       server_state,
       client_states if personal else None,
-      trigger=robust_flags.trigger_from_flags(),
+      trigger=robust_flags.trigger_in(server_state, averaging),
       target=FLAGS.attack_target,
       workdir=shared.workdir_from_flags(),
     )

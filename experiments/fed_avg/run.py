@@ -93,8 +93,9 @@ def make_algorithm(
   if FLAGS.attack:
     made = task_flags.image_task_from_flags(dataset)
     scenario = robust_flags.scenario_from_flags(made, dataset)
+  averaging = robust_flags.averaging_from_flags(dataset, scenario)
   common = dict(
-    averaging=robust_flags.averaging_from_flags(dataset, scenario),
+    averaging=averaging,
     client_optimizer=client_optimizer,
     server_optimizer=shared.optimizer_from_flags('server'),
     layout=layout,
@@ -116,7 +117,7 @@ def make_algorithm(
       ),
       phase=shared.phase_from_flags(epochs=FLAGS.fine_tuning_epochs, steps=0),
     )
-  return robust_flags.with_success(algorithm, scenario)
+  return robust_flags.with_success(algorithm, scenario, averaging)
 
 
 def check_personal_parts(dataset: FederatedDataset) -> None:

@@ -37,10 +37,29 @@ class Sent(NamedTuple):
   Attributes:
     model: the global model.
     last: the last round's change of its params, zeros at first.
+    learned: what malicious clients have learned together, () if nothing.
   """
 
   model: PyTree
   last: PyTree
+  learned: PyTree = ()
+
+
+class Learning(NamedTuple):
+  """What malicious clients learn together before they train, in each round.
+
+  Attributes:
+    first: () -> what they begin with, a pytree of arrays.
+    program: `shared` is `Sent`; the update is a change of what was learned, of
+      which the mean is taken.
+    epochs: of the program, otherwise the attack's phase.
+    stamp: (learned, images, part) -> images; the trigger to test with.
+  """
+
+  first: Callable[[], PyTree]
+  program: ClientProgram
+  epochs: int
+  stamp: Callable[[PyTree, jax.Array, jax.Array | int], jax.Array]
 
 
 class Attack(NamedTuple):
@@ -54,12 +73,14 @@ class Attack(NamedTuple):
     clients: their numbers, sorted. They take part in every round, beside the
       cohort, which has to be drawn of the others.
     start: first round of the attack; before it they do what honest clients do.
+    learning: what they do together before, or None.
   """
 
   program: ClientProgram
   phase: Phase
   clients: tuple[int, ...]
   start: int = 1
+  learning: Learning | None = None
 
 
 class Averaging(NamedTuple):
@@ -83,10 +104,12 @@ class Memory(NamedTuple):
   Attributes:
     reducer: the rule's memory, () if it has none.
     last: the last change of the model's params, () where nobody attacks.
+    learned: see `Sent`.
   """
 
   reducer: PyTree
   last: PyTree
+  learned: PyTree = ()
 
 
 def on_params(reducer: Reducer, model: PyTree) -> Reducer:
@@ -146,7 +169,9 @@ def run_averaged(
   reducer = averaging.reducer or weighted_mean()
   honest = for_each_client(program, reducer, layout=layout, debug=debug)
   plans = {}
+  learning = None
   if attack is not None:
+    learning = attack.learning
     lie = for_each_client(attack.program, reducer, layout=layout, debug=debug)
     places = np.arange(len(attack.clients), dtype=np.int32)
     plans['attack'] = PlanSpec(
@@ -155,23 +180,40 @@ def run_averaged(
     plans['before_attack'] = plan._replace(
       clients=attack.clients, last_round=attack.start - 1
     )
+  if learning is not None:
+    learn = for_each_client(
+      learning.program, weighted_mean(), layout=layout, debug=debug
+    )
+    phase = attack.phase._replace(epochs=learning.epochs, steps=None)
+    plans['learning'] = plans['attack']._replace(phases=(phase,))
 
   def first_memory(model: PyTree) -> Memory:
     delta = jax.eval_shape(lambda: model)
     last = jax.tree.map(jnp.zeros_like, params_of(model)) if attack else ()
-    return Memory(reducer.memory(delta, averaging.num_clients), last)
+    learned = learning.first() if learning else ()
+    return Memory(reducer.memory(delta, averaging.num_clients), last, learned)
 
   @jax.jit
   def result_of(output: RoundOutput, memory: Memory, key: jax.Array):
     delta, kept = finish(reducer, output, memory.reducer, key)
-    return delta, Memory(kept, params_of(delta) if attack else ())
+    last = params_of(delta) if attack else ()
+    return delta, Memory(kept, last, memory.learned)
+
+  @jax.jit
+  def learned_of(output: RoundOutput, learned: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, learned, finish(weighted_mean(), output)[0])
 
   def run(model: PyTree, memory: Memory, cohort: Cohort, states, inputs=()):
     output, states = honest(
       model, cohort, 'train', states=states, inputs=inputs
     )
     if 'attack' in cohort.specs:
-      sent = Sent(model, memory.last)
+      sent = Sent(model, memory.last, memory.learned)
+      if 'learning' in cohort.specs:
+        learnt, _ = learn(sent, cohort, 'learning', inputs=places)
+        learned = learned_of(learnt, memory.learned)
+        sent = sent._replace(learned=learned)
+        memory = memory._replace(learned=learned)
       theirs, _ = lie(sent, cohort, 'attack', inputs=places)
       output = combine(reducer, output, theirs)
     elif 'before_attack' in cohort.specs:

@@ -1,7 +1,8 @@
 """Attacks: what malicious clients do, and how far they get.
 
 An attack is a function of a `Scenario`, and of keywords of its own, that
-returns a client program for `algorithms.averaging.Attack`.
+returns a client program for `algorithms.averaging.Attack`; or a `LearnedAttack`
+if its trigger is learned too.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from fedjax_ext.attacks.backdoors import (
 )
 from fedjax_ext.attacks.bapfl import bapfl
 from fedjax_ext.attacks.hidden_trigger import hidden_trigger
+from fedjax_ext.attacks.pfedba import pfedba
 from fedjax_ext.attacks.scenario import (
+  LearnedAttack,
   Scenario,
   poison,
   stamp,
@@ -24,7 +27,7 @@ from fedjax_ext.attacks.scenario import (
 from fedjax_ext.attacks.triggers import TRIGGERS, Trigger
 from fedjax_ext.core import ClientProgram
 
-ATTACKS: dict[str, Callable[..., ClientProgram]] = {
+ATTACKS: dict[str, Callable[..., ClientProgram | LearnedAttack]] = {
   make.__name__: make
   for make in (
     backdoor,
@@ -34,12 +37,14 @@ ATTACKS: dict[str, Callable[..., ClientProgram]] = {
     label_flip,
     bapfl,
     hidden_trigger,
+    pfedba,
   )
 }
 
 __all__ = [
   'ATTACKS',
   'TRIGGERS',
+  'LearnedAttack',
   'Scenario',
   'Trigger',
   'poison',

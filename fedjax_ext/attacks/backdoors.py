@@ -26,7 +26,7 @@ def train_poisoned(
   penalty: Callable[[PyTree, PyTree], jax.Array] | None = None,
   class_weight: float = 1.0,
   boost: float = 1.0,
-  craft: Callable[[PyTree, Batch, jax.Array], Batch] | None = None,
+  craft: Callable[[PyTree, Batch, Sent, jax.Array], Batch] | None = None,
   prepare: Callable[[Sent], PyTree] = lambda sent: (),
   hold: Callable[[PyTree, Sent, PyTree, jax.Array], PyTree] | None = None,
 ) -> ClientProgram:
@@ -40,19 +40,19 @@ def train_poisoned(
     penalty: (params, the global model's) -> scalar.
     class_weight: a.
     boost: zeta, what the update is multiplied by.
-    craft: (model, batch, the attacker's place) -> poisoned batch; by default
-      the trigger is stamped.
+    craft: (model, batch, what the server sent, the attacker's place) ->
+      poisoned batch; by default the trigger is stamped.
     prepare: what the server sent -> anything that `hold` needs, once.
     hold: (params, what the server sent, what was prepared, whether the epoch
       ends) -> params, after each step.
   """
 
   def loss(model: PyTree, batch: Batch, context: tuple) -> Any:
-    _, _, place = context
+    sent, _, place = context
     if craft is None:
       batch = poison(scenario, batch, place)
     else:
-      batch = craft(model, batch, place)
+      batch = craft(model, batch, sent, place)
     result = scenario.task.loss(model, batch)
     if isinstance(result, tuple):
       return class_weight * result[0], result[1]
@@ -127,11 +127,7 @@ def constrain_and_scale(
   validate.between('class_weight', class_weight, 0, 1)
 
   def away(params: PyTree, start: PyTree) -> jax.Array:
-    squares = jnp.square(norm_of(delta_of(params, start)))
-    some = squares > 0
-    return (1 - class_weight) * jnp.where(
-      some, jnp.sqrt(jnp.where(some, squares, 1)), 0
-    )
+    return (1 - class_weight) * norm_of(delta_of(params, start))
 
   return train_poisoned(
     scenario,

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_ext.algorithms.averaging import Sent
 from fedjax_ext.attacks.backdoors import train_poisoned
 from fedjax_ext.attacks.scenario import Scenario, stamp
 from fedjax_ext.core import Batch, ClientProgram, validate
@@ -53,7 +54,8 @@ def hidden_trigger(
     'such as lenet or group_norm_cnn.',
   )
 
-  def craft(model: PyTree, batch: Batch, part: jax.Array) -> Batch:
+  def craft(model: PyTree, batch: Batch, sent: Sent, part: jax.Array) -> Batch:
+    del sent
     model = jax.lax.stop_gradient(model)
     return collided(scenario, model, batch, part, radius=radius, steps=steps)
 

@@ -7,6 +7,7 @@ one function in one file.
 Axis letters: B examples, H height, W width, D colours.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_ext.algorithms.averaging import Learning
 from fedjax_ext.attacks.triggers import Trigger
-from fedjax_ext.core import Batch, Predictor
+from fedjax_ext.core import Batch, ClientProgram, Predictor
 from fedjax_ext.losses import Task
 from fedjax_ext.models.layers import as_float, as_float_image
 
@@ -35,6 +37,7 @@ class Scenario(NamedTuple):
     label: name of the labels.
     features: (model, batch) -> the last tapped layer [B, ...], None where the
       model has none.
+    image_shape: (H, W) or (H, W, D) of an image; for triggers that are learned.
   """
 
   task: Task
@@ -45,6 +48,19 @@ class Scenario(NamedTuple):
   feature: str = 'image'
   label: str = 'label'
   features: Callable[[PyTree, Batch], jax.Array] | None = None
+  image_shape: tuple[int, ...] = ()
+
+
+class LearnedAttack(NamedTuple):
+  """What an attack with a trigger of its own making consists of.
+
+  Attributes:
+    program: poisoned training; the trigger is `Sent.learned`.
+    learning: how the trigger is learned.
+  """
+
+  program: ClientProgram
+  learning: Learning
 
 
 def stamp(
@@ -83,6 +99,7 @@ def with_attack_success(
   target: int,
   feature: str = 'image',
   label: str = 'label',
+  learning: Learning | None = None,
 ) -> dict[str, Predictor]:
   """Adds two metrics to predictors that have an 'accuracy'.
 
@@ -96,15 +113,21 @@ def with_attack_success(
     target: the attack's label.
     feature: name of the images.
     label: name of the labels.
+    learning: attackers with a trigger of their own making, which is stamped
+      instead; server states then have `memory.learned`.
   """
 
   def metrics_of(predictor: Predictor) -> Callable[[PyTree, Batch], dict]:
     def metrics(params: PyTree, batch: Batch) -> dict:
+      shown = trigger
+      if learning is not None:
+        params, learned = params
+        shown = functools.partial(learning.stamp, learned)
       result = predictor.metrics(params, batch)
       labels = batch.data[label]
       counted = (labels != target).astype(jnp.result_type(float))
       asked = {**batch.data, label: jnp.full_like(labels, target)}
-      stamped = stamp(trigger, batch.data[feature], -1)
+      stamped = stamp(shown, batch.data[feature], -1)
       for name, data in (
         ('attack_success', {**asked, feature: stamped}),
         ('target_rate', asked),
@@ -117,7 +140,43 @@ def with_attack_success(
 
     return metrics
 
-  return {
-    name: predictor._replace(metrics=metrics_of(predictor))
-    for name, predictor in predictors.items()
-  }
+  def scored(predictor: Predictor) -> Predictor:
+    if learning is None:
+      return predictor._replace(metrics=metrics_of(predictor))
+    return beside(predictor, lambda state: state.memory.learned)._replace(
+      metrics=metrics_of(predictor)
+    )
+
+  return {name: scored(predictor) for name, predictor in predictors.items()}
+
+
+def beside(predictor: Predictor, more: Callable[[PyTree], PyTree]) -> Predictor:
+  """The same models, each as a pair (model, more(server_state)).
+
+  Its metrics are still those of models alone.
+
+  Args:
+    predictor: of models.
+    more: server_state -> what goes with every model, any pytree.
+  """
+  params, adapt = predictor.params, predictor.adapt
+  if params is not None:
+    pair = lambda shared, client: (params(shared[0], client), shared[1])
+    predictor = predictor._replace(params=pair)
+  if adapt is not None:
+    own = adapt.program
+    program = ClientProgram(
+      lambda shared, *rest: (own.init(shared[0], *rest), shared[1]),
+      lambda shared, state, batch: (
+        own.step(shared[0], state[0], batch),
+        state[1],
+      ),
+      lambda shared, client, state: own.final(shared[0], client, state[0]),
+    )
+    predictor = predictor._replace(
+      adapt=adapt._replace(
+        program=program, params=lambda state: (adapt.params(state[0]), state[1])
+      )
+    )
+  shared = predictor.shared
+  return predictor._replace(shared=lambda state: (shared(state), more(state)))

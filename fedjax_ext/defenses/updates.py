@@ -22,8 +22,13 @@ def as_rows(updates: PyTree) -> jax.Array:
 
 
 def norm_of(update: PyTree) -> jax.Array:
-  """Euclidean norm of one update over all leaves, a scalar."""
-  return jnp.sqrt(sum(jnp.square(x).sum() for x in jax.tree.leaves(update)))
+  """Euclidean norm of one update over all leaves, a scalar.
+
+  Where it is 0 its gradient is too.
+  """
+  squares = sum(jnp.square(x).sum() for x in jax.tree.leaves(update))
+  some = squares > 0
+  return jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)
 
 
 def mean_of_rows(updates: PyTree, weights: jax.Array) -> PyTree:

@@ -16,6 +16,7 @@ from fedjax_ext.algorithms.averaging import Attack, Averaging
 from fedjax_ext.attacks import (
   ATTACKS,
   TRIGGERS,
+  LearnedAttack,
   Scenario,
   Trigger,
   with_attack_success,
@@ -118,6 +119,15 @@ def trigger_from_flags() -> Trigger:
   return make(**calls.arguments('trigger', FLAGS.trigger, make))
 
 
+def trigger_in(server_state: Any, averaging: Averaging) -> Trigger:
+  """--trigger, or the one that attackers have learned so far."""
+  attack = averaging.attack
+  if attack is None or attack.learning is None:
+    return trigger_from_flags()
+  learned = server_state.memory.learned
+  return lambda x, part: attack.learning.stamp(learned, x, part)
+
+
 def _features(
   made: task_flags.ImageTask, dataset: data.FederatedDataset
 ) -> Callable[[Any, Batch], jax.Array] | None:
@@ -147,6 +157,7 @@ def scenario_from_flags(
     FLAGS.attack_poisoned,
     feature,
     features=_features(made, dataset),
+    image_shape=dataset.features[feature].shape[1:],
   )
   images = dataset.features[feature]
   validate.check(
@@ -177,11 +188,15 @@ def averaging_from_flags(
     validate.at_least('attack_start', FLAGS.attack_start, 1)
     if FLAGS.attack_epochs is not None:
       validate.at_least('attack_epochs', FLAGS.attack_epochs, 1)
+    program, learning = make(scenario, **settings), None
+    if isinstance(program, LearnedAttack):
+      program, learning = program
     attack = Attack(
-      make(scenario, **settings),
+      program,
       shared.phase_from_flags(epochs=FLAGS.attack_epochs),
       tuple(attackers_of(dataset).tolist()),
       FLAGS.attack_start,
+      learning,
     )
   return Averaging(defense_from_flags(), attack, num_clients)
 
@@ -199,7 +214,9 @@ def defense_from_flags() -> Reducer | None:
 
 
 def with_success(
-  algorithm: FederatedAlgorithm, scenario: Scenario | None
+  algorithm: FederatedAlgorithm,
+  scenario: Scenario | None,
+  averaging: Averaging = Averaging(),
 ) -> FederatedAlgorithm:
   """Adds 'attack_success' and 'target_rate' to metrics; None adds nothing."""
   if scenario is None:
@@ -211,5 +228,6 @@ def with_success(
       target=scenario.target,
       feature=scenario.feature,
       label=scenario.label,
+      learning=averaging.attack and averaging.attack.learning,
     )
   )

@@ -44,6 +44,7 @@ GOOD = {
     '--client_defenses=simple_tuned',
     '--client_defenses=distilled',
     '--defense=fools_gold:layers=Dense_0',
+    '--attack=pfedba:size=2,top=5,left=5,loss_steps=4',
   ],
   'late': [
     '--algorithm=fed_prox',
@@ -59,6 +60,7 @@ BAD = {
   'attack': (['--attack=nothing'], ['attack', 'nothing']),
   'defense': (['--defense=nothing'], ['defense', 'nothing']),
   'trigger': (['--trigger=grid:size=9'], ['trigger', '8x8', '10']),
+  'square': (['--attack=pfedba:top=0'], ['within 8x8', 'size=10']),
   'target': (['--attack_target=10'], ['attack_target', '10']),
   'attackers': (['--attackers=5'], ['attackers', '5']),
   'poisoned': (['--attack_poisoned=17'], ['attack_poisoned', '17']),
