@@ -10,7 +10,6 @@ Axis letters: C clients, D features, Y classes, M features made up of a class.
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -26,11 +25,7 @@ from fedjax_ext.core import (
   for_each_client,
   total,
 )
-from fedjax_ext.losses.federated_features import (
-  Retraining,
-  match_features,
-  train_head,
-)
+from fedjax_ext.losses.federated_features import Retraining, retrained
 from fedjax_ext.losses.headed import HeadedTask, join, with_head
 from fedjax_ext.models import params_of
 from fedjax_ext.models.heads import Head, apply_head
@@ -50,11 +45,6 @@ class CreffState(NamedTuple):
   average: ServerState
   features: jax.Array
   head: Head
-
-  @property
-  def params(self) -> PyTree:
-    """The averaged model."""
-    return self.average.params
 
 
 def creff(
@@ -83,71 +73,47 @@ def creff(
     retraining: of the classifier at the server.
     debug: run client by client in plain Python.
   """
-  each = retraining.features_per_class
-  shape = (task.num_classes, each, task.num_features)
+  shape = (task.num_classes, retraining.features_per_class, task.num_features)
+  common = dict(layout=layout, debug=debug)
   plain = fed_avg(
     with_head(task),
     client_optimizer=client_optimizer,
     server_optimizer=optax.sgd(1.0),
-    layout=layout,
     phase=phase,
-    debug=debug,
+    **common,
   )
-  reducer = total()
-  run = for_each_client(
-    mean_class_gradients(task), reducer, layout=layout, debug=debug
-  )
+  run = for_each_client(mean_class_gradients(task), total(), **common)
+  once = PlanSpec((phase._replace(epochs=1, steps=None),))
+  head_of = lambda average: params_of(average.params)['head']
 
   def init(key: jax.Array) -> CreffState:
     model, features = jax.random.split(key)
     average = plain.init(model)
-    head = params_of(average.params)['head']
-    return CreffState(average, jax.random.normal(features, shape), head)
+    made_up = jax.random.normal(features, shape)
+    return CreffState(average, made_up, head_of(average))
 
   @jax.jit
   def retrain(state: CreffState, average: ServerState, output) -> CreffState:
-    ((sums, clients), _), _ = finish(reducer, output)
-    features = match_features(
-      state.features,
-      state.head,
-      sums / jnp.maximum(clients, 1)[:, None, None],
-      clients > 0,
-      steps=retraining.match_steps,
-      learning_rate=retraining.match_learning_rate,
-    )
-    head = params_of(average.params)['head']
-    head = train_head(
-      head,
-      features,
-      steps=retraining.head_steps,
-      learning_rate=retraining.head_learning_rate,
-    )
-    return CreffState(average, features, head)
+    (gradients, _), _ = finish(total(), output)
+    heads = state.head, head_of(average)
+    made = retrained(state.features, *heads, gradients, how=retraining)
+    return CreffState(average, *made)
 
   def apply(state: CreffState, client_states, cohort):
-    shared = (state.params, state.head)
-    output, _ = run(shared, cohort, 'gradient')
+    output, _ = run((state.average.params, state.head), cohort, 'gradient')
     average, _, metrics = plain.apply(state.average, None, cohort)
     return retrain(state, average, output), client_states, metrics
 
   def both(state: CreffState) -> PyTree:
-    params = params_of(state.params) | {'retrained': state.head}
-    return join(state.params, params)
+    model = state.average.params
+    return join(model, {**params_of(model), 'retrained': state.head})
 
-  return FederatedAlgorithm(
-    init=init,
-    apply=apply,
-    plans={
-      **plain.plans,
-      'gradient': PlanSpec((phase._replace(epochs=1, steps=None),)),
-    },
-    predictors=head_predictors(
-      task,
-      counts=counts,
-      global_logits={
-        'retrained': lambda p, f: apply_head(p['retrained'], f),
-        'average': lambda p, f: apply_head(p['head'], f),
-      },
-      shared_of=both,
-    ),
+  logits = {
+    'retrained': lambda p, f: apply_head(p['retrained'], f),
+    'average': lambda p, f: apply_head(p['head'], f),
+  }
+  predictors = head_predictors(
+    task, counts=counts, global_logits=logits, shared_of=both
   )
+  plans = {**plain.plans, 'gradient': once}
+  return FederatedAlgorithm(init, apply, plans, predictors)

@@ -34,6 +34,45 @@ class Retraining(NamedTuple):
   head_learning_rate: float = 0.01
 
 
+def retrained(
+  features: jax.Array,
+  head: Head,
+  average: Head,
+  gradients: tuple[jax.Array, jax.Array],
+  *,
+  how: Retraining,
+) -> tuple[jax.Array, Head]:
+  """What a round makes of the features and of the classifier.
+
+  Args:
+    features: [Y, M, D].
+    head: of which clients took gradients.
+    average: the round's averaged classifier.
+    gradients: clients' means by class summed [Y, D, Y], and how many clients
+      have the class [Y].
+    how: steps and rates.
+
+  Returns:
+    Features whose gradients agree with the clients', and the averaged
+    classifier trained on them.
+  """
+  sums, clients = gradients
+  features = match_features(
+    features,
+    head,
+    sums / jnp.maximum(clients, 1)[:, None, None],
+    clients > 0,
+    steps=how.match_steps,
+    learning_rate=how.match_learning_rate,
+  )
+  return features, train_head(
+    average,
+    features,
+    steps=how.head_steps,
+    learning_rate=how.head_learning_rate,
+  )
+
+
 def class_gradients(
   head: Head, features: jax.Array, labels: jax.Array, weights: jax.Array
 ) -> jax.Array:
