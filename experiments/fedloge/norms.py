@@ -12,7 +12,6 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import stats
 
 from fedjax_ext.core import ClientStates, Report
 from fedjax_ext.models import params_of
@@ -53,6 +52,9 @@ def report_norms(
   columns, values = {'train_examples': frequency}, {}
   if isinstance(params, dict) and 'head' in params:
     columns['shared'] = np.asarray(class_norms(params['head']), np.float64)
+    # Importing it takes longer than a small round.
+    from scipy import stats
+
     values['rank_correlation'] = float(
       stats.spearmanr(frequency, columns['shared']).statistic
     )

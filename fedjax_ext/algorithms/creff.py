@@ -37,7 +37,7 @@ class CreffState(NamedTuple):
   """The averaged model with its optimizer's state, and what is re-trained.
 
   Attributes:
-    average: FedAvg's server state.
+    average: FedAvg's server state, whose model is `params`.
     features: federated features [Y, M, D].
     head: the classifier re-trained on them.
   """
@@ -45,6 +45,7 @@ class CreffState(NamedTuple):
   average: ServerState
   features: jax.Array
   head: Head
+  params = property(lambda state: state.average.params)
 
 
 def creff(
@@ -100,12 +101,12 @@ def creff(
     return CreffState(average, *made)
 
   def apply(state: CreffState, client_states, cohort):
-    output, _ = run((state.average.params, state.head), cohort, 'gradient')
+    output, _ = run((state.params, state.head), cohort, 'gradient')
     average, _, metrics = plain.apply(state.average, None, cohort)
     return retrain(state, average, output), client_states, metrics
 
   def both(state: CreffState) -> PyTree:
-    model = state.average.params
+    model = state.params
     return join(model, {**params_of(model), 'retrained': state.head})
 
   logits = {

@@ -44,7 +44,7 @@ def run_experiment(
     make_dataset: builds what it runs on, with its fingerprint.
     named: {flag: functions known by name}, for `flags.flag_values`.
     said: see `app.print_result`, as is `metrics`.
-    metrics: to print.
+    metrics: to print and to draw.
     shown: the metric of progress lines and of bands.png.
   """
   workdir = shared.workdir_from_flags()
@@ -70,6 +70,7 @@ def run_experiment(
       layout=layout.describe(),
     ),
     shown=shown,
+    drawn=tuple(metrics),
     **({} if make_finish is None else {'finish': make_finish(dataset)}),
   )
   app.print_result(result, said, workdir=workdir, metrics=metrics)

@@ -14,7 +14,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
@@ -197,6 +197,7 @@ def train(
   workdir: pathlib.Path,
   manifest: Manifest,
   shown: str = 'accuracy',
+  drawn: Sequence[str] = (),
   finish: Finish = lambda server_state, client_states, reports: {},
 ) -> Result:
   """Trains, or resumes what the workdir holds.
@@ -212,7 +213,8 @@ def train(
       checkpoints/, curves.png, bands.png, partition.png, report.json and
         final.json.
     manifest: from `make_manifest`.
-    shown: the metric of progress lines.
+    shown: the metric of progress lines and of bands.png.
+    drawn: metrics of curves.png beside the loss; empty for all.
     finish: what to say of the last states beside the predictors' metrics; it
       may also write files of its own.
 
@@ -241,6 +243,7 @@ def train(
       workdir,
       manifest,
       shown,
+      drawn,
       finish,
     )
     # The picture is drawn, and what draws is imported, while rounds run.
@@ -277,9 +280,10 @@ class _Run:
     workdir,
     manifest,
     shown,
+    drawn,
     finish,
   ):
-    self.shown, self.finish = shown, finish
+    self.shown, self.drawn, self.finish = shown, drawn, finish
     self.algorithm, self.dataset = algorithm, dataset
     self.sampler, self.seeds = sampler, seeds
     self.schedule, self.layout = schedule, layout
@@ -500,7 +504,9 @@ class _Run:
       self.workdir / 'report.json', json.dumps(per_client, allow_nan=False)
     )
     title = self.workdir.name
-    plot_curves(rows, self.workdir / 'curves.png', title=title)
+    plot_curves(
+      rows, self.workdir / 'curves.png', title=title, metrics=self.drawn
+    )
     plot_bands(rows, self.workdir / 'bands.png', metric=self.shown, title=title)
     write_atomically(
       self.workdir / 'final.json', json.dumps(summary, indent=2) + '\n'

@@ -19,13 +19,18 @@ _MAX_BUBBLES = 50  # Rows or columns; beyond, a heat map is easier to read.
 _MOST_DRAWN = 2_000
 _MAX_NAMED = 200  # Clients; beyond, their order shows more than their names.
 _MAX_IMAGES = 10
+_MAX_PANELS = 8  # Metrics of curves.png, in rows of four.
 _BANDS = ('p5', 'p25', 'p50', 'p75', 'p95', 'pooled')
 _BLUE, _GREY = '#2b6cb0', '#8a8a8a'
 _LOG = logging.getLogger(__name__)
 
 
 def plot_curves(
-  rows: Sequence[Mapping[str, Any]], path: pathlib.Path, *, title: str
+  rows: Sequence[Mapping[str, Any]],
+  path: pathlib.Path,
+  *,
+  title: str,
+  metrics: Sequence[str] = (),
 ) -> bool:
   """Draws metrics over rounds: one panel a metric, one line a part.
 
@@ -33,15 +38,25 @@ def plot_curves(
     rows: metric rows {'round', name: scalar}.
     path: the PNG to write.
     title: above the panels.
+    metrics: which to draw beside the loss, as far as rows have them; all, if
+      empty. The first eight panels are drawn.
 
   Returns:
     Whether a picture was written; not without matplotlib or rows.
   """
-  panels = _panels(rows)
-  figure = _make_figure((5 * max(1, len(panels)), 3.8), 'curves.png')
+  every = _panels(rows, metrics)
+  panels = dict(list(every.items())[:_MAX_PANELS])
+  if len(panels) < len(every):
+    _LOG.info('%s: %d of %d metrics.', path.name, len(panels), len(every))
+  columns = min(len(panels), 4)
+  height = 3.8 * -(-len(panels) // 4)
+  figure = _make_figure((5 * max(1, columns), height), 'curves.png')
   if not panels or figure is None:
     return False
-  axes = figure.subplots(1, len(panels), squeeze=False)[0]
+  grid = figure.subplots(-(-len(panels) // 4), columns, squeeze=False)
+  axes = grid.ravel()[: len(panels)]
+  for axis in grid.ravel()[len(panels) :]:
+    axis.remove()
   labels = dict.fromkeys(n for lines in panels.values() for n in lines)
   colours = {label: f'C{i % 10}' for i, label in enumerate(labels)}
   for axis, (name, lines) in zip(axes, panels.items(), strict=True):
@@ -480,7 +495,7 @@ def _save(figure: Any, path: pathlib.Path, *, dpi: int) -> None:
 
 
 def _panels(
-  rows: Sequence[Mapping[str, Any]],
+  rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]
 ) -> dict[str, dict[str, list[tuple[int, float]]]]:
   """{panel: {line: [(round, value)]}} of what people look at first."""
   panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
@@ -496,6 +511,9 @@ def _panels(
         add('loss', 'local training', row['round'], value)
       elif rest == 'pooled':
         line, _, metric = part.rpartition('/')
-        add(metric, line, row['round'], value)
-  order = sorted(panels, key=lambda name: (name != 'accuracy', name))
+        if not metrics or metric in metrics:
+          add(metric, line, row['round'], value)
+  first = ['loss', *metrics] if metrics else ['accuracy', 'loss']
+  rank = lambda name: first.index(name) if name in first else len(first)
+  order = sorted(panels, key=lambda name: (rank(name), name))
   return {name: panels[name] for name in order}

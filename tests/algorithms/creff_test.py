@@ -86,9 +86,7 @@ class CreffTest(absltest.TestCase):
     for round in (1, 2):
       state, _, _ = algorithm.apply(state, None, self.cohort(algorithm, round))
       expected, _, _ = plain.apply(expected, None, self.cohort(plain, round))
-      self.assertLess(
-        relative_error(state.average.params, expected.params), 1e-6
-      )
+      self.assertLess(relative_error(state.params, expected.params), 1e-6)
 
   def test_wanted_gradients_are_means_over_clients_of_their_means(self):
     """One match step from the server's view equals one by hand."""
@@ -102,7 +100,7 @@ class CreffTest(absltest.TestCase):
       if not len(data['label']):
         continue
       f = self.task.frozen_features(
-        state.average.params['body'],
+        state.params['body'],
         core.Batch(data, np.ones(len(data['label']), bool), None),
       )
       labels = jnp.asarray(data['label'])
@@ -123,7 +121,7 @@ class CreffTest(absltest.TestCase):
     features = state.features - 0.1 * jax.grad(mismatch)(state.features)
     np.testing.assert_allclose(new.features, features, rtol=1e-4, atol=1e-5)
     self.assertLess(mismatch(features), mismatch(state.features))
-    head = new.average.params['head']
+    head = new.params['head']
     for _ in range(2):
       loss = lambda head: optax.softmax_cross_entropy_with_integer_labels(
         apply_head(head, new.features.reshape(-1, 6)), labels

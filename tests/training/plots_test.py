@@ -44,6 +44,23 @@ class PlotTest(absltest.TestCase):
     self.assertEqual((width, height), (1200, 456))  # two panels
     self.assertEqual(list(self.path.parent.iterdir()), [self.path])
 
+  def test_metrics_that_were_asked_for_in_rows_of_four(self):
+    rows = [
+      {'round': 1, 'train_loss': 1.0}
+      | {f'test/m{i}/pooled': 0.1 * i for i in range(20)}
+    ]
+
+    def size(**settings):
+      self.assertTrue(plot_curves(rows, self.path, title='run', **settings))
+      return struct.unpack('>II', self.path.read_bytes()[16:24])
+
+    self.assertEqual(size(metrics=['m3']), (1200, 456))
+    self.assertEqual(size(metrics=['m3', 'other']), (1200, 456))
+    self.assertEqual(size(metrics=['m3', 'm9', 'm1', 'm2']), (2400, 912))
+    with self.assertLogs('fedjax_ext', logging.INFO) as logs:
+      self.assertEqual(size(), (2400, 912))
+    self.assertIn('8 of 21 metrics', logs.output[0])
+
   def test_replaces_a_picture(self):
     self.path.write_text('old')
     self.assertTrue(plot_curves(ROWS[:1], self.path, title=''))
