@@ -5,6 +5,7 @@ import pathlib
 import signal
 import tempfile
 
+import pytest
 from absl.testing import absltest
 
 from tests.experiments import runs
@@ -21,19 +22,16 @@ TINY = [
   '--eval_every=2',
   '--num_devices=1',
 ]
-METHODS = (
-  'fedloge',
-  'fed_avg',
+# Own heads, none, no averaging, own layers, a server that trains.
+METHODS = ('fedloge', 'fed_avg', 'local_training', 'fed_bn', 'creff')
+OTHERS = (
   'fed_prox',
-  'local_training',
   'ditto',
   'fed_per',
   'fed_rep',
   'fed_babu',
-  'fed_bn',
   'fed_rod',
   'fed_etf',
-  'creff',
 )
 NO_GENERIC = ('local_training', 'fed_per', 'fed_rep')
 FINE_TUNED = ('fed_avg', 'fed_prox', 'fed_babu', 'fed_etf')
@@ -57,15 +55,15 @@ class FedLoGeTest(absltest.TestCase):
       self.enter_context(tempfile.TemporaryDirectory())
     )
 
-  def test_methods(self):
+  def check_methods(self, names):
     results = runs.several(
       *(
         [*TINY, f'--workdir={self.folder / name}', f'--algorithm={name}']
-        for name in METHODS
+        for name in names
       ),
       module=MODULE,
     )
-    for name, (code, stdout, stderr) in zip(METHODS, results, strict=True):
+    for name, (code, stdout, stderr) in zip(names, results, strict=True):
       with self.subTest(name):
         self.assertEqual(code, 0, stderr)
         final = json.loads((self.folder / name / 'final.json').read_text())
@@ -85,6 +83,13 @@ class FedLoGeTest(absltest.TestCase):
           name in FINE_TUNED,
         )
         self.assertIn('personal=', stdout.splitlines()[-1])
+
+  @pytest.mark.slow
+  def test_other_methods(self):
+    self.check_methods(OTHERS)
+
+  def test_methods(self):
+    self.check_methods(METHODS)
     heads = json.loads((self.folder / 'fedloge' / 'final.json').read_text())
     for name in (
       'test/accuracy_classifier/pooled',
@@ -114,10 +119,6 @@ class FedLoGeTest(absltest.TestCase):
       heads[0].splitlines()[0],
       'class,train_examples,shared,own_present,own_absent',
     )
-
-  def test_same_again(self):
-    flags = [MODULE, *TINY]
-    runs.check_same_again(self, self.folder, *flags, rounds=2)
 
 
 if __name__ == '__main__':
