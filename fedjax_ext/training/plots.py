@@ -19,6 +19,7 @@ _MAX_BUBBLES = 50  # Rows or columns; beyond, a heat map is easier to read.
 _MOST_DRAWN = 2_000
 _MAX_NAMED = 200  # Clients; beyond, their order shows more than their names.
 _MAX_IMAGES = 10
+_MAX_INSIDE = 6  # Lines that a legend within a panel may name.
 _MAX_PANELS = 8  # Metrics of curves.png, in rows of four.
 _BANDS = ('p5', 'p25', 'p50', 'p75', 'p95', 'pooled')
 _BLUE, _GREY = '#2b6cb0', '#8a8a8a'
@@ -58,7 +59,10 @@ def plot_curves(
   for axis in grid.ravel()[len(panels) :]:
     axis.remove()
   labels = dict.fromkeys(n for lines in panels.values() for n in lines)
-  colours = {label: f'C{i % 10}' for i, label in enumerate(labels)}
+  looks = {
+    label: {'color': f'C{i % 10}', 'linestyle': ('-', '--', ':')[i // 10 % 3]}
+    for i, label in enumerate(labels)
+  }
   for axis, (name, lines) in zip(axes, panels.items(), strict=True):
     for label, points in lines.items():
       rounds, values = zip(*points, strict=True)
@@ -67,14 +71,25 @@ def plot_curves(
         rounds,
         values,
         label=label,
-        color=colours[label],
         linewidth=1.4,
+        **looks[label],
         **style,
       )
     axis.set_xlabel('round')
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_title(name)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize='small', frameon=False)
+    if len(labels) <= _MAX_INSIDE:
+      axis.legend(fontsize='small', frameon=False)
+  if len(labels) > _MAX_INSIDE:
+    lines = {line.get_label(): line for axis in axes for line in axis.lines}
+    figure.legend(
+      [lines[label] for label in labels],
+      labels,
+      loc='outside right upper',
+      fontsize='small',
+      frameon=False,
+    )
   figure.suptitle(title)
   _save(figure, path, dpi=120)
   return True
@@ -208,7 +223,7 @@ def plot_heat_maps(
       axis.set(xticks=[], yticks=[])
       if predicted is not None and i == 0:
         axis.set_title(f'as {predicted[j]}', fontsize='small', pad=2)
-    line[0].set_ylabel(label, fontsize='x-small')
+    line[0].set_ylabel(label.replace(', ', '\n'), fontsize='x-small')
   figure.suptitle(title, fontsize='medium')
   _save(figure, path, dpi=120)
   return True

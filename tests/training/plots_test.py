@@ -61,6 +61,14 @@ class PlotTest(absltest.TestCase):
       self.assertEqual(size(), (2400, 912))
     self.assertIn('8 of 21 metrics', logs.output[0])
 
+  def test_many_lines(self):
+    rows = [
+      {'round': round} | {f'part{i}/m/pooled': 0.1 * i for i in range(25)}
+      for round in (1, 2)
+    ]
+    self.assertTrue(plot_curves(rows, self.path, title='run'))
+    self.assertEqual(self.path.read_bytes()[1:4], b'PNG')
+
   def test_replaces_a_picture(self):
     self.path.write_text('old')
     self.assertTrue(plot_curves(ROWS[:1], self.path, title=''))
