@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from launchers import fields, flags_parser, options, reproduce, schedule
+from fedjax_ext.training.command_line import parse_flags
+from launchers import fields, options, reproduce, schedule
 
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print the commands, one a line, and run nothing.'
@@ -73,4 +74,4 @@ def _run(paper: str) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=flags_parser.parse_flags)
+  app.run(main, flags_parser=parse_flags)

@@ -6,10 +6,9 @@ stopped by signal n after saving.
 
 import logging
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from absl import app, flags
+from absl import app
 from absl import logging as absl_logging
 
 from fedjax_ext.core import (
@@ -24,49 +23,8 @@ from fedjax_ext.core.generalization import (
   is_three_way,
 )
 from fedjax_ext.training import processes
+from fedjax_ext.training.command_line import fail, parse_flags
 from fedjax_ext.training.loop import Interrupted, Result
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-  """Parses absl flags; a bad one ends with one line and exit code 2.
-
-  `--help` prints the flags by what they are about and ends with exit code 0;
-  `--helpfull` adds those of absl itself.
-
-  Returns:
-    What is left of argv; anything beyond the program's name is refused.
-  """
-  asked = {word.lstrip('-') for word in argv[1:] if word.startswith('-')}
-  if asked & {'help', 'h', 'helpfull'}:
-    print(_help(full='helpfull' in asked))
-    sys.exit(0)
-  try:
-    rest = flags.FLAGS(list(argv))
-    if len(rest) > 1:
-      raise flags.Error(f'Unexpected argument {rest[1]!r}')
-    return rest
-  except flags.Error as error:
-    _exit(2, ' '.join(str(error).split()))
-
-
-def _help(*, full: bool) -> str:
-  """The binary's docstring, then its flags under what each module is about."""
-  main = sys.modules['__main__']
-  sections = [(main.__doc__ or '').strip()]
-  names = flags.FLAGS.flags_by_module_dict()
-  for name in sorted(names, key=lambda name: name != sys.argv[0]):
-    module = sys.modules.get(name)
-    if name == sys.argv[0]:
-      title = 'Flags of this binary.'
-    elif name.startswith('fedjax_ext.') and module is not None:
-      title = (module.__doc__ or name).strip().splitlines()[0]
-    elif full:
-      title = f'{name}.'
-    else:
-      continue
-    _, _, listed = flags.FLAGS.module_help(name).strip().partition('\n')
-    sections.append(f'{title}\n{listed}')
-  return '\n\n'.join(sections)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -78,13 +36,13 @@ def run(main: Callable[[], None]) -> None:
     try:
       main()
     except InvalidInput as error:
-      _exit(2, str(error))
+      fail(2, str(error))
     except Interrupted as stop:
-      _exit(128 + stop.signal, str(stop))
+      fail(128 + stop.signal, str(stop))
     except KeyboardInterrupt:
-      _exit(130, 'Stopped by Ctrl-C; the last checkpoint restores.')
+      fail(130, 'Stopped by Ctrl-C; the last checkpoint restores.')
     except OSError as error:
-      _exit(1, f'{error} (the last checkpoint restores)')
+      fail(1, f'{error} (the last checkpoint restores)')
 
   app.run(guarded, flags_parser=parse_flags)
 
@@ -101,11 +59,6 @@ def _configure_logging() -> None:
   logger.handlers = [handler]
   logger.setLevel(logging.INFO)
   logger.propagate = False
-
-
-def _exit(code: int, message: str) -> None:
-  print(f'error: {message}', file=sys.stderr, flush=True)
-  sys.exit(code)
 
 
 def print_result(
