@@ -129,7 +129,7 @@ def dry_run(options: Options) -> list[str]:
   spec, plan = load(options)
   root = _root(options)
   tuned = grid.tuning_cells(spec, plan)
-  kept = _kept(tuned, options)
+  kept = _kept(tuned, root, _digest(options))
   choices = tuning.choose_all(spec, list(kept.values()))
   reported = grid.report_cells(spec, plan, tuning.chosen_values(choices))
   runner = options.make_runner(root, root / plan.results / 'runs' / 'jobs', ())
@@ -155,8 +155,9 @@ def missing_cells(options: Options) -> list[grid.Cell]:
     TableError: the options or the description are wrong, or tuning failed.
   """
   spec, plan = load(options)
+  root, code = _root(options), _digest(options)
   tuned = grid.tuning_cells(spec, plan)
-  kept = _kept(tuned, options)
+  kept = _kept(tuned, root, code)
   missing = [cell for cell in tuned if cell not in kept]
   if not missing:
     choices = tuning.choose_all(spec, list(kept.values()))
@@ -166,19 +167,17 @@ def missing_cells(options: Options) -> list[grid.Cell]:
           f'{choice.row} on {choice.dataset}: {choice.reason}'
         )
     reported = grid.report_cells(spec, plan, tuning.chosen_values(choices))
-    kept = _kept(reported, options)
+    kept = _kept(reported, root, code)
     missing = [cell for cell in reported if cell not in kept]
-  code = _digest(options)
   for cell in missing:
-    cells.prepare(cell, _root(options), code)
+    cells.prepare(cell, root, code)
   return missing
 
 
 def _kept(
-  wanted: Sequence[grid.Cell], options: Options
+  wanted: Sequence[grid.Cell], root: pathlib.Path, code: str
 ) -> dict[grid.Cell, results_lib.Result]:
-  """The finished results that count for the present code, in their order."""
-  root, code = _root(options), _digest(options)
+  """The finished results that count for a code's digest, in their order."""
   found = {cell: cells.kept_result(cell, root, code) for cell in wanted}
   return {cell: r for cell, r in found.items() if r is not None}
 

@@ -139,10 +139,12 @@ def make_algorithm(
     algorithm = _bdpfl(made, dataset, averaging, common)
   elif FLAGS.algorithm == 'local_training':
     validate.check(
-      averaging.reducer is None and averaging.attack is None,
-      'Expected no attack and no defense with local_training, which averages '
-      'nothing.',
+      averaging.reducer is None,
+      'Expected no defense with local_training, which averages nothing.',
     )
+    # Attackers reach nobody. They are left out, so that honest clients take
+    # part as often as beside an attack, and the same ones are scored.
+    averaging = averaging._replace(attack=None)
     algorithm = local_training(made.task, **common)
   else:
     algorithm = _averaged(made, averaging, common)

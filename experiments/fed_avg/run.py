@@ -48,7 +48,17 @@ def make_algorithm(
 
   Under an attack, its success is among the metrics.
   """
-  task = task_flags.task_from_flags(dataset)
+  scenario = None
+  if FLAGS.attack:
+    validate.check(
+      'tokens' not in dataset.features,
+      f'Expected images to attack, got attack={FLAGS.attack} with tokens.',
+    )
+    made = task_flags.image_task_from_flags(dataset)
+    scenario = robust_flags.scenario_from_flags(made, dataset)
+    task = made.task
+  else:
+    task = task_flags.task_from_flags(dataset)
   phase = shared.phase_from_flags()
   if FLAGS.algorithm in ('local_training', 'fine_tuning'):
     check_personal_parts(dataset)
@@ -89,10 +99,6 @@ def make_algorithm(
       phase=phase,
       debug=FLAGS.debug,
     )
-  scenario = None
-  if FLAGS.attack:
-    made = task_flags.image_task_from_flags(dataset)
-    scenario = robust_flags.scenario_from_flags(made, dataset)
   averaging = robust_flags.averaging_from_flags(dataset, scenario)
   common = dict(
     averaging=averaging,

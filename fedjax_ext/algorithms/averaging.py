@@ -52,8 +52,10 @@ class Learning(NamedTuple):
     first: () -> what they begin with, a pytree of arrays.
     program: `shared` is `Sent`; the update is a change of what was learned, of
       which the mean is taken.
-    epochs: of the program, otherwise the attack's phase.
-    stamp: (learned, images, part) -> images; the trigger to test with.
+    epochs: passes of the program over a client's examples; for the rest its
+      phase is the attack's, whose epochs and steps do not count here.
+    stamp: (learned, images, part) -> images; the trigger to test with, before
+      the attack starts what `first` makes of them.
   """
 
   first: Callable[[], PyTree]

@@ -30,14 +30,12 @@ from fedjax_ext.losses.headed import HeadedTask, join, with_head
 from fedjax_ext.models import params_of
 from fedjax_ext.models.heads import Head, apply_head
 
-PyTree = Any
-
 
 class CreffState(NamedTuple):
   """The averaged model with its optimizer's state, and what is re-trained.
 
   Attributes:
-    average: FedAvg's server state, whose model is `params`.
+    average: FedAvg's server state.
     features: federated features [Y, M, D].
     head: the classifier re-trained on them.
   """
@@ -45,7 +43,11 @@ class CreffState(NamedTuple):
   average: ServerState
   features: jax.Array
   head: Head
-  params = property(lambda state: state.average.params)
+
+  @property
+  def params(self) -> Any:
+    """The averaged model, a pytree."""
+    return self.average.params
 
 
 def creff(
@@ -84,7 +86,7 @@ def creff(
     **common,
   )
   run = for_each_client(mean_class_gradients(task), total(), **common)
-  once = PlanSpec((phase._replace(epochs=1, steps=None),))
+  once = {'gradient': PlanSpec((phase._replace(epochs=1, steps=None),))}
   head_of = lambda average: params_of(average.params)['head']
 
   def init(key: jax.Array) -> CreffState:
@@ -105,10 +107,9 @@ def creff(
     average, _, metrics = plain.apply(state.average, None, cohort)
     return retrain(state, average, output), client_states, metrics
 
-  def both(state: CreffState) -> PyTree:
-    model = state.params
-    return join(model, {**params_of(model), 'retrained': state.head})
-
+  both = lambda state: join(
+    state.params, {**params_of(state.params), 'retrained': state.head}
+  )
   logits = {
     'retrained': lambda p, f: apply_head(p['retrained'], f),
     'average': lambda p, f: apply_head(p['head'], f),
@@ -116,5 +117,4 @@ def creff(
   predictors = head_predictors(
     task, counts=counts, global_logits=logits, shared_of=both
   )
-  plans = {**plain.plans, 'gradient': once}
-  return FederatedAlgorithm(init, apply, plans, predictors)
+  return FederatedAlgorithm(init, apply, {**plain.plans, **once}, predictors)

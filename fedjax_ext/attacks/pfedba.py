@@ -85,6 +85,11 @@ def pfedba(
   ):
     validate.at_least(name, value, least)
   validate.above('rate', rate, 0)
+  validate.check(
+    len(scenario.image_shape) in (2, 3),
+    'Expected image_shape (H, W) or (H, W, D) in the scenario of pfedba, got '
+    f'{scenario.image_shape}.',
+  )
   height, width, *colours = scenario.image_shape
   validate.check(
     top + size <= height and left + size <= width,
@@ -153,7 +158,6 @@ def learn_square(
 
   def step(sent: Sent, square: Square, batch: Batch) -> Square:
     params = params_of(sent.model)
-    clean = jax.grad(value)(params, sent.model, batch)
 
     def to_target(pixels: jax.Array) -> jax.Array:
       triggered = stamped(square._replace(pixels=pixels), batch)
@@ -162,11 +166,18 @@ def learn_square(
     def from_clean(pixels: jax.Array) -> jax.Array:
       triggered = stamped(square._replace(pixels=pixels), batch)
       theirs = jax.grad(value)(params, sent.model, triggered)
+      clean = jax.grad(value)(params, sent.model, batch)
       return norm_of(delta_of(theirs, clean))
 
-    by_loss = (square.rounds == 0) & (batch.info.step < loss_steps)
+    follow = jax.grad(from_clean)
+    # Of clients in lanes only the first round computes both.
     slope = jax.lax.cond(
-      by_loss, jax.grad(to_target), jax.grad(from_clean), square.pixels
+      sent.learned.rounds == 0,
+      lambda pixels: jax.lax.cond(
+        batch.info.step < loss_steps, jax.grad(to_target), follow, pixels
+      ),
+      follow,
+      square.pixels,
     )
     pixels = jnp.clip(square.pixels - rate * slope, 0, 1)
     return square._replace(pixels=pixels)

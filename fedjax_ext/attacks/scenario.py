@@ -30,7 +30,7 @@ class Scenario(NamedTuple):
   Attributes:
     task: of the model.
     optimizer: of the attackers.
-    trigger: what is stamped.
+    trigger: what is stamped; attacks that learn theirs do not use it.
     target: the label that triggered images should get.
     poisoned: how many examples of each batch are poisoned, the first ones.
     feature: name of the images.

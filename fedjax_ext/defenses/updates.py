@@ -27,7 +27,7 @@ def norm_of(update: PyTree) -> jax.Array:
   Where it is 0 its gradient is too.
   """
   squares = sum(jnp.square(x).sum() for x in jax.tree.leaves(update))
-  some = squares > 0
+  some = squares != 0  # Of NaN too, whose norm is NaN.
   return jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)
 
 

@@ -82,9 +82,9 @@ def plot_curves(
     if len(labels) <= _MAX_INSIDE:
       axis.legend(fontsize='small', frameon=False)
   if len(labels) > _MAX_INSIDE:
-    lines = {line.get_label(): line for axis in axes for line in axis.lines}
+    drawn = {line.get_label(): line for axis in axes for line in axis.lines}
     figure.legend(
-      [lines[label] for label in labels],
+      [drawn[label] for label in labels],
       labels,
       loc='outside right upper',
       fontsize='small',
@@ -526,7 +526,7 @@ def _panels(
         add('loss', 'local training', row['round'], value)
       elif rest == 'pooled':
         line, _, metric = part.rpartition('/')
-        if not metrics or metric in metrics:
+        if not metrics or metric in ('loss', *metrics):
           add(metric, line, row['round'], value)
   first = ['loss', *metrics] if metrics else ['accuracy', 'loss']
   rank = lambda name: first.index(name) if name in first else len(first)

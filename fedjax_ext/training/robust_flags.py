@@ -124,7 +124,7 @@ def trigger_in(server_state: Any, averaging: Averaging) -> Trigger:
   attack = averaging.attack
   if attack is None or attack.learning is None:
     return trigger_from_flags()
-  learned = server_state.memory.learned
+  learned = jax.tree.map(np.asarray, server_state.memory.learned)
   return lambda x, part: attack.learning.stamp(learned, x, part)
 
 
@@ -216,7 +216,7 @@ def defense_from_flags() -> Reducer | None:
 def with_success(
   algorithm: FederatedAlgorithm,
   scenario: Scenario | None,
-  averaging: Averaging = Averaging(),
+  averaging: Averaging,
 ) -> FederatedAlgorithm:
   """Adds 'attack_success' and 'target_rate' to metrics; None adds nothing."""
   if scenario is None:

@@ -1,5 +1,7 @@
 """PFedBA equals a plain loop; what it learned is what tests stamp."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,13 @@ from fedjax_ext import core
 from fedjax_ext.algorithms import fed_avg
 from fedjax_ext.algorithms.averaging import Attack, Averaging
 from fedjax_ext.algorithms.fine_tuning import fine_tuned
-from fedjax_ext.attacks import ATTACKS, TRIGGERS, Scenario, with_attack_success
+from fedjax_ext.attacks import (
+  ATTACKS,
+  TRIGGERS,
+  Scenario,
+  stamp,
+  with_attack_success,
+)
 from fedjax_ext.core.pooled import evaluation_info
 from fedjax_ext.core.programs import Batch
 from tests.problems import (
@@ -43,7 +51,7 @@ def scenario(problem, **changes):
   return made._replace(**changes)
 
 
-def make(problem, layout, **changes):
+def make(problem, layout, *, debug=False, **changes):
   """(algorithm, learning)."""
   program, learning = ATTACKS['pfedba'](
     scenario(problem, **changes),
@@ -63,6 +71,7 @@ def make(problem, layout, **changes):
     averaging=Averaging(
       None, Attack(program, PHASE, BAD, start=2, learning=learning)
     ),
+    debug=debug,
   )
   return algorithm, learning
 
@@ -148,6 +157,35 @@ class PfedbaTest(parameterized.TestCase):
           relative_error(state.params, tree_add(params, mean)), 1e-9
         )
 
+  def test_debug_is_the_same(self):
+    problem = make_problem()
+    layout = core.make_layout(num_devices=1, lanes=2)
+    after = []
+    for debug in (False, True):
+      algorithm, _ = make(problem, layout, debug=debug)
+      state = algorithm.init(jax.random.key(0))
+      cohort = problem.cohort(algorithm, np.array([0, 3]), layout, round=2)
+      state, _, _ = algorithm.apply(state, None, cohort)
+      after.append((state.params, state.memory.learned.pixels))
+    self.assertLess(relative_error(*after), 1e-5)
+
+  def test_shapes_and_types_of_images(self):
+    """Bytes and floats, with and without colours."""
+    problem = make_problem()
+    for image in (
+      np.full((4, 8, 8), 51, np.uint8),
+      np.full((4, 8, 8, 3), 0.2, np.float32),
+    ):
+      made = scenario(problem, image_shape=image.shape[1:])
+      _, learning = ATTACKS['pfedba'](made, size=SIZE, top=TOP, left=LEFT)
+      learned = learning.first()
+      learned = learned._replace(pixels=learned.pixels + 0.7)
+      got = stamp(functools.partial(learning.stamp, learned), image, -1)
+      self.assertEqual(got.shape, image.shape)
+      expected = np.full(image.shape, 0.2)
+      expected[SQUARE] = 0.7
+      np.testing.assert_allclose(got, expected, rtol=1e-6)
+
   def test_tests_stamp_what_was_learned(self):
     """Of the global model and of one that a client makes of it."""
     problem = make_problem()
@@ -215,11 +253,19 @@ class PfedbaTest(parameterized.TestCase):
     ({'size': 6, 'top': 4}, 'within 8x8 pixels, got size=6'),
     ({'rate': 0.0}, 'rate=0.0'),
     ({'epochs': 0}, 'epochs=0'),
+    ({'top': -1}, 'top=-1'),
+    ({'left': -1}, 'left=-1'),
+    ({'loss_steps': -1}, 'loss_steps=-1'),
   )
   def test_settings_out_of_range(self, settings, message):
     settings = {'size': 2, 'top': 0, 'left': 0, **settings}
     with self.assertRaisesRegex(core.InvalidInput, message):
       ATTACKS['pfedba'](scenario(make_problem()), **settings)
+
+  def test_without_the_shape_of_images(self):
+    made = scenario(make_problem())._replace(image_shape=())
+    with self.assertRaisesRegex(core.InvalidInput, r'image_shape \(H, W\)'):
+      ATTACKS['pfedba'](made)
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ from fedjax_ext.defenses import DEFENSES
 from fedjax_ext.defenses.flame import largest_cluster
 from fedjax_ext.defenses.fools_gold import fools_gold_weights
 from fedjax_ext.defenses.krum import krum_scores
+from fedjax_ext.defenses.updates import norm_of
 
 ROWS = np.array([[1.0, 0], [1, 0.1], [0.9, -0.1], [1.1, 0], [-5, 5]])
 SIGNS = np.array(
@@ -159,6 +160,13 @@ class RulesTest(parameterized.TestCase):
     rows, _ = drawn()
     got, _ = apply(make(name), rows, np.zeros(7))
     np.testing.assert_array_equal(got, np.zeros(5))
+
+  def test_norm_of_nothing_and_of_nan(self):
+    tree = lambda x: {'a': jnp.array([x]), 'b': jnp.array([0.0, 0.0])}
+    value, slope = jax.value_and_grad(norm_of)(tree(0.0))
+    self.assertEqual([value, *slope['a'], *slope['b']], [0, 0, 0, 0])
+    self.assertEqual(norm_of(tree(-3.0)), 3)
+    self.assertTrue(np.isnan(norm_of(tree(np.nan))))
 
   def test_krum_numbers(self):
     rows = jnp.asarray(ROWS, jnp.float32)

@@ -54,7 +54,7 @@ GOOD = {
     '--attack_learning_rate=0.01',
     '--defense=multi_krum:keep=2',
   ],
-  'alone': ['--algorithm=local_training', '--attack='],
+  'alone': ['--algorithm=local_training'],
 }
 BAD = {
   'attack': (['--attack=nothing'], ['attack', 'nothing']),
@@ -75,7 +75,10 @@ BAD = {
     ['--algorithm=fed_avg', '--client_defenses=simple_tuned', '--classifier=x'],
     ['classifier', 'Dense_0'],
   ),
-  'alone': (['--algorithm=local_training'], ['local_training']),
+  'alone': (
+    ['--algorithm=local_training', '--defense=median'],
+    ['no defense', 'local_training'],
+  ),
   'eval': (['--eval=standard'], ['long_tail']),
 }
 OWN = """
@@ -175,8 +178,9 @@ class BdpflTest(absltest.TestCase):
       self.assertLen(manifest['flags'][f'{flag} source'], 1)
 
   def test_a_killed_run_resumes_to_the_same_models(self):
+    """What attackers have learned included."""
     flags = [MODULE, *TINY, '--match=none', '--num_rounds=8']
-    flags += ['--checkpoint_every=2']
+    flags += ['--checkpoint_every=2', '--attack=pfedba:size=2,top=5,left=5']
     whole, killed = self.folder / 'whole', self.folder / 'killed'
     self.assertEqual(runs.run(whole, *flags).returncode, 0)
     runs.stop(killed, signal.SIGKILL, runs.in_round(3), *flags)

@@ -56,7 +56,8 @@ RETRIEVAL = 'python -m experiments.retrieval.run '
 FEDLOGE = 'python -m experiments.fedloge.run '
 BDPFL = 'python -m experiments.bdpfl.run '
 THREATS = (
-  '--workdir=runs/threats --flagfile=experiments/bdpfl/flags/digits.flags'
+  BDPFL + '--workdir=runs/threats '
+  '--flagfile=experiments/bdpfl/flags/digits.flags '
 )
 
 
@@ -97,9 +98,11 @@ RUN: dict[str, Run] = {
     (*SMALL, '--algorithm=fed_avg', '--tuning_epochs=1'), {'NAME': 'digits'}
   ),
   BDPFL + '--workdir=runs/bdpfl_digits': Run(SMALL),
-  BDPFL + '... --attack=my_threats': Run(SMALL, {'...': THREATS}),
-  BDPFL + '... --defense=my_threats': Run(
-    (*SMALL, '--algorithm=fed_prox', '--tuning_epochs=1'), {'...': THREATS}
+  BDPFL + '--workdir=runs/learned': Run(SMALL),
+  THREATS + '--attack=my_threats': Run((*SMALL, '--workdir=runs/threats_1')),
+  THREATS + '--attack=my_square': Run((*SMALL, '--workdir=runs/threats_2')),
+  THREATS + '--defense=my_threats': Run(
+    (*SMALL, '--algorithm=fed_prox', '--tuning_epochs=1')
   ),
   'python -m fair ': Run(),
   'python -m pytest q_fed_avg_test.py': Run(('-q', '-p', 'no:cacheprovider')),

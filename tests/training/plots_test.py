@@ -23,6 +23,7 @@ ROWS = [
     'test/accuracy/pooled': 0.1 * round,
     'train/accuracy/pooled': 0.2 * round,
     'personal:test/accuracy/pooled': 0.3 * round,
+    'test/loss/pooled': 0.5 / round,
     'test/accuracy/p5': 0.0,
     'seconds': 0.1,
   }
@@ -42,6 +43,9 @@ class PlotTest(absltest.TestCase):
     self.assertEqual(raw[:8], b'\x89PNG\r\n\x1a\n')
     width, height = struct.unpack('>II', raw[16:24])
     self.assertEqual((width, height), (1200, 456))  # two panels
+    panels = plots._panels(ROWS, ['accuracy'])
+    self.assertEqual(list(panels), ['loss', 'accuracy'])
+    self.assertEqual(set(panels['loss']), {'local training', 'test'})
     self.assertEqual(list(self.path.parent.iterdir()), [self.path])
 
   def test_metrics_that_were_asked_for_in_rows_of_four(self):
