@@ -12,6 +12,7 @@ command resumes after Ctrl-C or a crash and reruns what changed. Exit codes: 0,
 1 where a cell failed, 2 where the command is wrong, 130 after Ctrl-C.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -52,9 +53,12 @@ def main(argv: Sequence[str]) -> int:
     if _DRY_RUN.value:
       for paper in papers:
         lines = reproduce.dry_run(options.from_flags(paper))
-        print('\n'.join(lines))
+        print('\n'.join(lines), flush=True)
       return 0
     return max([_run(paper) for paper in papers])
+  except BrokenPipeError:  # Who read the commands has seen enough: `| head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
   except fields.TableError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

@@ -368,6 +368,18 @@ class CommandLineTest(FakeExperiment):
   def test_help_lists_the_flags(self):
     self.assertIn('--[no]dry_run', self.call('--help').stdout)
 
+  def test_a_reader_of_commands_may_stop(self):
+    ended = subprocess.run(
+      f'{shlex.join(self.command("--paper=fake", "--preset=smoke"))} --dry_run '
+      '| true',
+      shell=True,
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual((ended.returncode, ended.stderr), (0, ''))
+
   def test_dry_run_prints_commands_that_a_shell_can_run(self):
     ended = self.call('--paper=fake', '--preset=smoke', '--dry_run')
     self.assertEqual(ended.returncode, 0)
