@@ -33,6 +33,15 @@ signal.signal(signal.SIGTERM, save)
 while not (folder / 'saved.txt').exists():
   time.sleep(0.01)
 """
+# Two runs wait for each other: one after the other, they would fail.
+TOGETHER = """
+(folder / 'here').touch()
+both = [folder.parent / name / 'here' for name in 'ab']
+until = time.time() + 120
+while not all(path.exists() for path in both):
+  assert time.time() < until, 'the other run has not started'
+  time.sleep(0.01)
+"""
 DEAF = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 (folder / 'ready.txt').touch()
@@ -172,8 +181,8 @@ class ScheduleTest(absltest.TestCase):
 
   def test_each_job_sees_its_own_gpu(self):
     note = (
-      "(folder / 'gpu.txt').write_text(os.environ['CUDA_VISIBLE_DEVICES']);"
-      'time.sleep(0.2)'
+      "(folder / 'gpu.txt').write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
+      + TOGETHER
     )
     self.run_cells(*[self.cell(name, note) for name in 'abc'], gpus=('4', '7'))
     read = [(self.root / f'runs/{n}/gpu.txt').read_text() for n in 'abc']
@@ -197,16 +206,11 @@ class ScheduleTest(absltest.TestCase):
       self.assertEqual(collected.reason, reason)
 
   def test_jobs_run_at_a_time_on_one_core_each(self):
-    # The first two wait for each other: one after the other, they would fail.
     note = (
       "(folder / 'cores.txt').write_text(str(sorted(os.sched_getaffinity(0))));"
-      "(folder / 'from.txt').write_text(str(time.time()));"
-      "both = [folder.parent / name / 'from.txt' for name in 'ab'];"
-      'until = time.time() + 120\n'
-      'while not all(path.exists() for path in both):\n'
-      "  assert time.time() < until, 'the other run has not started'\n"
-      '  time.sleep(0.01)\n'
-      "(folder / 'to.txt').write_text(str(time.time()))"
+      "(folder / 'from.txt').write_text(str(time.time()))"
+      + TOGETHER
+      + "(folder / 'to.txt').write_text(str(time.time()))"
     )
     if not hasattr(os, 'sched_setaffinity'):
       note = note.partition(';')[2]
@@ -241,14 +245,14 @@ class ScheduleTest(absltest.TestCase):
     start = time.monotonic()
     with self.assertRaises(schedule.Interrupted):
       self.run_cells(self.cell('a', DEAF), grace_seconds=0.2)
-    self.assertLess(time.monotonic() - start, 10)
+    self.assertLess(time.monotonic() - start, 45)  # It sleeps for 60.
 
   def test_a_second_ctrl_c_kills_at_once(self):
     self.interrupt_when_ready('a', signals=(signal.SIGINT, signal.SIGINT))
     start = time.monotonic()
     with self.assertRaises(schedule.Interrupted):
       self.run_cells(self.cell('a', DEAF), grace_seconds=50.0)
-    self.assertLess(time.monotonic() - start, 10)
+    self.assertLess(time.monotonic() - start, 45)  # It sleeps for 60.
 
   def test_two_launchers_never_share_a_folder(self):
     folder = self.root / 'runs'
