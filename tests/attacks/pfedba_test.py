@@ -51,7 +51,7 @@ def scenario(problem, **changes):
   return made._replace(**changes)
 
 
-def make(problem, layout, *, debug=False, **changes):
+def make(problem, layout, *, debug=False, bad=BAD, **changes):
   """(algorithm, learning)."""
   program, learning = ATTACKS['pfedba'](
     scenario(problem, **changes),
@@ -69,7 +69,7 @@ def make(problem, layout, *, debug=False, **changes):
     layout=layout,
     phase=PHASE,
     averaging=Averaging(
-      None, Attack(program, PHASE, BAD, start=2, learning=learning)
+      None, Attack(program, PHASE, bad, start=2, learning=learning)
     ),
     debug=debug,
   )
@@ -162,7 +162,7 @@ class PfedbaTest(parameterized.TestCase):
     layout = core.make_layout(num_devices=1, lanes=2)
     after = []
     for debug in (False, True):
-      algorithm, _ = make(problem, layout, debug=debug)
+      algorithm, _ = make(problem, layout, debug=debug, bad=(5,))
       state = algorithm.init(jax.random.key(0))
       cohort = problem.cohort(algorithm, np.array([0, 3]), layout, round=2)
       state, _, _ = algorithm.apply(state, None, cohort)
