@@ -20,7 +20,6 @@ from typing import Any
 
 from absl import app, flags
 
-from fedjax_ext.training.command_line import parse_flags
 from launchers import fields, grid, options, reproduce
 
 _PORT = 9876
@@ -134,4 +133,4 @@ def _pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=options.parse_flags)

@@ -2,6 +2,7 @@
 
 import pathlib
 import shlex
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -90,3 +91,17 @@ def from_flags(
     only_collect=only_collect,
     retries=retries,
   )
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+  """The parser of all commands, imported late: launchers import no package.
+
+  Args:
+    argv: the program's name and its arguments.
+
+  Returns:
+    The program's name alone.
+  """
+  from fedjax_ext.training import command_line
+
+  return command_line.parse_flags(argv)

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from fedjax_ext.training.command_line import parse_flags
 from launchers import fields, options, reproduce, schedule
 
 _DRY_RUN = flags.DEFINE_bool(
@@ -78,4 +77,4 @@ def _run(paper: str) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=options.parse_flags)

@@ -18,6 +18,7 @@ from fedjax_ext.algorithms import fed_avg, fed_prox, local_training
 from fedjax_ext.algorithms.averaging import Averaging
 from fedjax_ext.algorithms.bdpfl import DECAYS, MATCHES, Options, bdpfl
 from fedjax_ext.algorithms.fine_tuning import fine_tuned
+from fedjax_ext.attacks import Scenario
 from fedjax_ext.core import FederatedAlgorithm, Layout, Report, validate
 from fedjax_ext.data import FederatedDataset
 from fedjax_ext.defenses.clients import (
@@ -127,8 +128,7 @@ def make_algorithm(
 ) -> FederatedAlgorithm:
   """Builds --algorithm on a dataset, with attack success among its metrics."""
   made = task_flags.image_task_from_flags(dataset)
-  scenario = robust_flags.scenario_from_flags(made, dataset)
-  averaging = robust_flags.averaging_from_flags(dataset, scenario)
+  scenario, averaging = threat_from_flags(made, dataset)
   common = dict(
     client_optimizer=shared.optimizer_from_flags('client'),
     layout=layout,
@@ -138,6 +138,19 @@ def make_algorithm(
   if FLAGS.algorithm == 'bdpfl':
     algorithm = _bdpfl(made, dataset, averaging, common)
   elif FLAGS.algorithm == 'local_training':
+    algorithm = local_training(made.task, **common)
+  else:
+    algorithm = _averaged(made, averaging, common)
+  return robust_flags.with_success(algorithm, scenario, averaging)
+
+
+def threat_from_flags(
+  made: task_flags.ImageTask, dataset: FederatedDataset
+) -> tuple[Scenario, Averaging]:
+  """What is stamped on images, and who attacks and defends."""
+  scenario = robust_flags.scenario_from_flags(made, dataset)
+  averaging = robust_flags.averaging_from_flags(dataset, scenario)
+  if FLAGS.algorithm == 'local_training':
     validate.check(
       averaging.reducer is None,
       'Expected no defense with local_training, which averages nothing.',
@@ -145,10 +158,7 @@ def make_algorithm(
     # Attackers reach nobody. They are left out, so that honest clients take
     # part as often as beside an attack, and the same ones are scored.
     averaging = averaging._replace(attack=None)
-    algorithm = local_training(made.task, **common)
-  else:
-    algorithm = _averaged(made, averaging, common)
-  return robust_flags.with_success(algorithm, scenario, averaging)
+  return scenario, averaging
 
 
 def _bdpfl(
@@ -225,8 +235,7 @@ def make_dataset() -> tuple[FederatedDataset, str]:
 def make_finish(dataset: FederatedDataset) -> Finish:
   """What is said beside the metrics: clients taken over, and pictures."""
   made = task_flags.image_task_from_flags(dataset)
-  scenario = robust_flags.scenario_from_flags(made, dataset)
-  averaging = robust_flags.averaging_from_flags(dataset, scenario)
+  _, averaging = threat_from_flags(made, dataset)
   personal = FLAGS.algorithm in ('bdpfl', 'local_training')
 
   def finish(server_state, client_states, reports: Mapping[str, Report]):

@@ -54,7 +54,10 @@ GOOD = {
     '--attack_learning_rate=0.01',
     '--defense=multi_krum:keep=2',
   ],
-  'alone': ['--algorithm=local_training'],
+  'alone': [
+    '--algorithm=local_training',
+    '--attack=pfedba:size=2,top=5,left=5',
+  ],
 }
 BAD = {
   'attack': (['--attack=nothing'], ['attack', 'nothing']),
