@@ -1,7 +1,7 @@
 """Federated algorithms, one file a paper."""
 
 from fedjax_ext.algorithms.centralised import centralised
-from fedjax_ext.algorithms.fed_avg import fed_avg, server_step
+from fedjax_ext.algorithms.fed_avg import fed_avg
 from fedjax_ext.algorithms.fed_prox import fed_prox
 from fedjax_ext.algorithms.fine_tuning import with_fine_tuning
 from fedjax_ext.algorithms.local_sgd import (
@@ -15,6 +15,7 @@ from fedjax_ext.algorithms.local_training import local_training
 from fedjax_ext.algorithms.mixed_fl import MODES, ServerLoss, mixed_fl
 from fedjax_ext.algorithms.popularity import popularity
 from fedjax_ext.algorithms.scaffold import scaffold
+from fedjax_ext.algorithms.server_step import server_step
 
 __all__ = [
   'MODES',

@@ -19,10 +19,14 @@ from fedjax_ext.core import (
   Layout,
   Phase,
   PlanSpec,
+  SparseTable,
   combine,
   finish,
   for_each_client,
+  sparse_weighted_mean,
+  validate,
   weighted_mean,
+  with_sparse_rows,
 )
 from fedjax_ext.core.engine import RoundOutput
 from fedjax_ext.core.reducers import Reducer, by_key, premap
@@ -135,6 +139,30 @@ def on_params(reducer: Reducer, model: PyTree) -> Reducer:
   return split._replace(finish=join)
 
 
+def by_sparse_rows(
+  program: ClientProgram,
+  averaging: Averaging,
+  tables: tuple[SparseTable, ...],
+  inputs: Callable[[Cohort], PyTree] | None,
+) -> tuple[ClientProgram, Averaging, Callable[[Cohort], PyTree]]:
+  """Clients who get and send only those rows of tables that they train.
+
+  Returns:
+    The program, its averaging, and what a cohort's clients get: their rows.
+
+  Raises:
+    InvalidInput: clients get something else, or there is a defence or attack.
+  """
+  validate.check(inputs is None, 'Expected one of tables and inputs, got both.')
+  validate.check(
+    averaging == Averaging(),
+    'Expected no defence and no attack with tables of sparse rows.',
+  )
+  program = with_sparse_rows(program, tables)
+  inputs = lambda cohort: (cohort.touched('train'), ())
+  return program, Averaging(sparse_weighted_mean(tables)), inputs
+
+
 class RunAveraged(NamedTuple):
   """A round and what its updates come to.
 
@@ -154,6 +182,7 @@ def run_averaged(
   program: ClientProgram,
   averaging: Averaging,
   *,
+  model: PyTree,
   plan: PlanSpec,
   layout: Layout,
   debug: bool = False,
@@ -163,12 +192,15 @@ def run_averaged(
   Args:
     program: of honest clients; takes the model as `shared`.
     averaging: reducer and attack.
+    model: what updates are like; shapes are enough.
     plan: the honest clients' plan.
     layout: devices, lanes, waves.
     debug: run client by client in plain Python.
   """
   attack = averaging.attack
   reducer = averaging.reducer or weighted_mean()
+  if averaging.reducer and not plan.tables:
+    reducer = on_params(reducer, model)
   honest = for_each_client(program, reducer, layout=layout, debug=debug)
   plans = {}
   learning = None

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_ext.algorithms.fed_avg import ServerState
 from fedjax_ext.algorithms.local_sgd import LocalState, local_sgd
+from fedjax_ext.algorithms.server_step import ServerState, first_state
 from fedjax_ext.core import (
   Client,
   ClientOutput,
@@ -26,7 +26,6 @@ from fedjax_ext.core import (
   total,
 )
 from fedjax_ext.losses import Task
-from fedjax_ext.models import params_of
 
 PyTree = Any
 
@@ -71,8 +70,7 @@ def centralised(
   )
 
   def init(key: jax.Array) -> ServerState:
-    model = task.init(key)
-    return ServerState(model, optimizer.init(params_of(model)))
+    return first_state(optimizer, task.init(key))
 
   @jax.jit
   def update(state: ServerState, output) -> ServerState:

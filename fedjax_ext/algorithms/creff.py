@@ -14,8 +14,9 @@ import numpy as np
 import optax
 
 from fedjax_ext.algorithms.class_gradients import mean_class_gradients
-from fedjax_ext.algorithms.fed_avg import ServerState, fed_avg
+from fedjax_ext.algorithms.fed_avg import fed_avg
 from fedjax_ext.algorithms.personal_heads import head_predictors
+from fedjax_ext.algorithms.server_step import ServerState
 from fedjax_ext.core import (
   FederatedAlgorithm,
   Layout,

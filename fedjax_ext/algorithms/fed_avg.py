@@ -8,19 +8,22 @@ federated optimization", 2021, https://arxiv.org/abs/2003.00295.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from fedjax_ext.algorithms.averaging import (
   Averaging,
-  Memory,
-  on_params,
+  by_sparse_rows,
   run_averaged,
 )
-from fedjax_ext.algorithms.local_sgd import local_sgd, uniform_weights
+from fedjax_ext.algorithms.local_sgd import local_sgd, weighted_by
+from fedjax_ext.algorithms.server_step import (
+  ServerState,
+  first_state,
+  server_step,
+)
 from fedjax_ext.core import (
   ClientProgram,
   Cohort,
@@ -30,48 +33,11 @@ from fedjax_ext.core import (
   PlanSpec,
   Predictor,
   SparseTable,
-  sparse_weighted_mean,
   summarize,
-  validate,
-  with_sparse_rows,
 )
 from fedjax_ext.losses import Task
-from fedjax_ext.models import params_of, stats_of, with_params
 
 PyTree = Any
-
-
-class ServerState(NamedTuple):
-  """What the server carries from round to round.
-
-  Attributes:
-    params: the model, a pytree or `Variables`.
-    optimizer_state: a pytree.
-    memory: what averaging remembers.
-  """
-
-  params: PyTree
-  optimizer_state: PyTree
-  memory: Memory = Memory((), ())
-
-
-def server_step(
-  optimizer: optax.GradientTransformation, state: ServerState, delta: PyTree
-) -> ServerState:
-  """One server step; the optimizer sees -delta as its gradient (a pytree).
-
-  Moving statistics become the clients' mean, without the optimizer.
-  """
-  params = params_of(state.params)
-  updates, optimizer_state = optimizer.update(
-    jax.tree.map(jnp.negative, params_of(delta)), state.optimizer_state, params
-  )
-  stats = jax.tree.map(jnp.add, stats_of(state.params), stats_of(delta))
-  return ServerState(
-    with_params(state.params, optax.apply_updates(params, updates), stats),
-    optimizer_state,
-    state.memory,
-  )
 
 
 def fed_avg(
@@ -115,47 +81,28 @@ def fed_avg(
     averaging: how updates are averaged, and who attacks.
     debug: run client by client in plain Python.
   """
-  validate.one_of('weighting', weighting, ('examples', 'uniform'))
-  validate.check(
-    not (tables and inputs), 'Expected one of tables and inputs, got both.'
-  )
   program = program or local_sgd(task.loss, client_optimizer)
-  if weighting == 'uniform':
-    program = uniform_weights(program)
+  program = weighted_by(program, weighting)
   if tables:
-    validate.check(
-      averaging == Averaging(),
-      'Expected no defence and no attack with tables of sparse rows.',
+    program, averaging, inputs = by_sparse_rows(
+      program, averaging, tables, inputs
     )
-    program = with_sparse_rows(program, tables)
-    averaging = Averaging(sparse_weighted_mean(tables))
-  elif averaging.reducer is not None:
-    template = jax.eval_shape(task.init, jax.random.key(0))
-    reducer = on_params(averaging.reducer, template)
-    averaging = averaging._replace(reducer=reducer)
   plan = PlanSpec((phase,), tables)
+  template = jax.eval_shape(task.init, jax.random.key(0))
   averaged = run_averaged(
-    program,
-    averaging,
-    plan=plan,
-    layout=layout,
-    debug=debug,
+    program, averaging, model=template, plan=plan, layout=layout, debug=debug
   )
 
   def init(key: jax.Array) -> ServerState:
     model = task.init(key)
-    return ServerState(
-      model, server_optimizer.init(params_of(model)), averaged.memory(model)
-    )
+    return first_state(server_optimizer, model, averaged.memory(model))
 
   # Compiled apart from the mean, so that the bits of a step do not depend on
   # where its delta comes from: mixed_fl without a server loss is this.
   step = jax.jit(functools.partial(server_step, server_optimizer))
 
   def apply(state: ServerState, client_states, cohort):
-    given = (cohort.touched('train'), ()) if tables else ()
-    if inputs is not None:
-      given = inputs(cohort)
+    given = inputs(cohort) if inputs else ()
     delta, memory, output, client_states = averaged.run(
       state.params, state.memory, cohort, client_states, given
     )

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_ext.algorithms.fed_avg import ServerState, fed_avg
+from fedjax_ext.algorithms.fed_avg import fed_avg
 from fedjax_ext.algorithms.fed_per import only_body, own_head
 from fedjax_ext.algorithms.personal_heads import (
   head_predictors,
   heads_of,
   partly_personal,
 )
+from fedjax_ext.algorithms.server_step import ServerState
 from fedjax_ext.core import (
   FederatedAlgorithm,
   Layout,

@@ -98,8 +98,16 @@ def return_delta(
   )
 
 
-def uniform_weights(program: ClientProgram) -> ClientProgram:
-  """The same program; every client that has examples has the weight 1."""
+def weighted_by(program: ClientProgram, weighting: str) -> ClientProgram:
+  """The same program, whose clients have the weight that `weighting` names.
+
+  Args:
+    program: of which a client weighs its number of examples.
+    weighting: 'examples' leaves it; 'uniform': 1 for clients with examples.
+  """
+  validate.one_of('weighting', weighting, ('examples', 'uniform'))
+  if weighting == 'examples':
+    return program
 
   def final(shared, client, state):
     output = program.final(shared, client, state)

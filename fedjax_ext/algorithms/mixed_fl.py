@@ -19,9 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_ext.algorithms.fed_avg import ServerState as FedAvgState
-from fedjax_ext.algorithms.fed_avg import server_step
-from fedjax_ext.algorithms.local_sgd import uniform_weights
+from fedjax_ext.algorithms.local_sgd import weighted_by
 from fedjax_ext.algorithms.mixed_fl_sides import (
   ServerLoss,
   Shared,
@@ -31,6 +29,8 @@ from fedjax_ext.algorithms.mixed_fl_sides import (
   with_server_batches,
   with_server_loss,
 )
+from fedjax_ext.algorithms.server_step import ServerState as FedAvgState
+from fedjax_ext.algorithms.server_step import server_step
 from fedjax_ext.core import (
   Batch,
   Cohort,
@@ -158,7 +158,7 @@ def mixed_fl(
   Raises:
     InvalidInput: an unknown mode, or arguments that do not fit it.
   """
-  chosen = _check(mode, server, gradients, tables, weighting)
+  chosen = _check(mode, server, gradients, tables)
   two_way = chosen.augment_centre
   runs = _make_runs(
     task,
@@ -166,7 +166,7 @@ def mixed_fl(
     server,
     client_optimizer,
     federated_weight=federated_weight,
-    uniform=weighting == 'uniform',
+    weighting=weighting,
     tables=tables,
     layout=layout,
     debug=debug,
@@ -258,7 +258,7 @@ def _make_runs(
   client_optimizer: optax.GradientTransformation,
   *,
   federated_weight: float,
-  uniform: bool,
+  weighting: str,
   tables: tuple[SparseTable, ...],
   layout: Layout,
   debug: bool,
@@ -282,8 +282,8 @@ def _make_runs(
   if chosen.on_clients and server.client is not None:
     program = with_server_batches(program, server.batch_size)
   gradient = gradient_program(client_loss)
-  if uniform:
-    program, gradient = uniform_weights(program), uniform_weights(gradient)
+  program = weighted_by(program, weighting)
+  gradient = weighted_by(gradient, weighting)
   reducer = weighted_mean()
   if tables:
     program = with_sparse_rows(program, tables)
@@ -363,11 +363,9 @@ def _check(
   server: ServerLoss,
   gradients: str,
   tables: tuple[SparseTable, ...],
-  weighting: str,
 ) -> Mode:
   validate.one_of('mode', mode, list(MODES))
   validate.one_of('gradients', gradients, GRADIENTS)
-  validate.one_of('weighting', weighting, ('examples', 'uniform'))
   validate.at_least('steps of the server', server.steps, 1)
   validate.at_least('batch_size of the server', server.batch_size, 1)
   chosen = MODES[mode]

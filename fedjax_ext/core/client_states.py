@@ -9,6 +9,7 @@ Axis letters: C clients in the population, K' rows of a request.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -19,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_ext.core import validate
-from fedjax_ext.core.layout import bucket
 
 PyTree = Any
+
+# First rows are made so many at a time, by one compiled program.
+NEW_ROWS = 8
 
 
 class _Slots:
@@ -168,11 +171,13 @@ class ClientStates:
       for array in self._slots.arrays
     ]
     if len(missing):
-      padded = np.zeros(bucket(len(missing)), np.int32)
-      padded[: len(missing)] = clients[missing]
-      fresh = jax.tree.leaves(self._initial(padded))
-      for row, new in zip(rows, fresh, strict=True):
-        row[missing] = np.asarray(new)[: len(missing)]
+      size = min(NEW_ROWS, self.num_clients)
+      for some in np.split(missing, range(size, len(missing), size)):
+        padded = np.zeros(size, np.int32)
+        padded[: len(some)] = clients[some]
+        fresh = jax.tree.leaves(self._initial(padded))
+        for row, new in zip(rows, fresh, strict=True):
+          row[some] = np.asarray(new)[: len(some)]
     return jax.tree.unflatten(self._slots.structure, rows)
 
   def scatter(self, clients: np.ndarray, rows: PyTree) -> 'ClientStates':
@@ -280,11 +285,15 @@ def make_client_states(
     InvalidInput: num_clients < 1.
   """
   validate.at_least('num_clients', num_clients, 1)
-  one = lambda number: init_client(jax.random.fold_in(key, number), number)
-  template = jax.eval_shape(one, jax.ShapeDtypeStruct((), jnp.int32))
+
+  def first_row(key: jax.Array, number: jax.Array) -> PyTree:
+    return init_client(jax.random.fold_in(key, number), number)
+
+  template = jax.eval_shape(first_row, key, jnp.int32(0))
   path = None if directory is None else pathlib.Path(directory)
   return ClientStates(
     np.full(num_clients, -1, np.int64),
     _Slots(template, path, num_clients),
-    jax.jit(jax.vmap(one)),
+    # The key is an argument: runs of all seeds share the compiled program.
+    functools.partial(jax.jit(jax.vmap(first_row, (None, 0))), key),
   )

@@ -22,6 +22,10 @@ import numpy as np
 from fedjax_ext.core import validate
 from fedjax_ext.core.layout import Layout, bucket
 
+# Plans with fewer example numbers a device are padded to as many: rounds of
+# different length then share a compiled program. Padded steps are never run.
+SMALL_PLAN = 1 << 15
+
 
 class ClientRows(Protocol):
   """What a plan needs of a data set (`fedjax_ext.data.FederatedData`).
@@ -223,6 +227,8 @@ def plan_round(
   ]
   packed = [_pack(w.num_steps, layout) for w in work]
   num_steps = bucket(max(p.num_steps.max() for p in packed))
+  a_step = layout.lanes * spec.phases[0].batch_size
+  num_steps = max(num_steps, SMALL_PLAN // a_step)
   num_slots = bucket(max(p.num_slots for p in packed))
   return [
     _fill(w, p, layout, num_steps, num_slots, round)

@@ -179,11 +179,54 @@ class Conv(nn.Module):
     return y if bias is None else y + bias
 
 
+class GroupNorm(nn.Module):
+  """`flax.linen.GroupNorm`, each example normalised on its own.
+
+    y = scale (x - mean) / sqrt(var + epsilon) + bias
+
+  with mean and variance over all places and one group's channels. Same
+  parameters, `scale` and `bias` [D], and the same numbers; it sums over places
+  first and over the channels of a group last, which XLA:CPU runs in two thirds
+  of the time (benchmarks/group_norm.py).
+
+  Wu and He, "Group normalization", 2018, https://arxiv.org/abs/1803.08494.
+
+  Attributes:
+    groups: a divisor of D.
+    epsilon: added to the variance.
+  """
+
+  groups: int
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises [B, ..., D]; statistics are at least of float32."""
+    depth = x.shape[-1]
+    a_group = depth // self.groups
+    ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+    scale = self.param('scale', ones, (depth,), jnp.float32)
+    bias = self.param('bias', zeros, (depth,), jnp.float32)
+    dtype = jnp.result_type(x, scale, bias)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    places = tuple(range(1, x.ndim - 1))
+    size = a_group * math.prod(x.shape[1:-1])
+
+    def mean(z: jax.Array) -> jax.Array:
+      sums = z.sum(places).reshape(-1, self.groups, a_group).sum(-1)
+      sums = jnp.repeat(sums, a_group, axis=-1)
+      return sums.reshape(-1, *[1] * len(places), depth) / size
+
+    centre = mean(x)
+    variance = jnp.maximum(mean(jnp.square(x)) - jnp.square(centre), 0)
+    factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+    return ((x - centre) * factor + bias).astype(dtype)
+
+
 class Norm(nn.Module):
   """Group or batch normalisation, chosen by name.
 
-  'group': flax.linen.GroupNorm, each example on its own. Wu and He, "Group
-  normalization", 2018, https://arxiv.org/abs/1803.08494.
+  'group': `GroupNorm`, each example on its own.
   'batch': flax.linen.BatchNorm with momentum 0.9. Ioffe and Szegedy, "Batch
   normalization", 2015, https://arxiv.org/abs/1502.03167. In training the
   statistics are of the examples in the mask; if there is none they are of the
@@ -207,7 +250,7 @@ class Norm(nn.Module):
     if self.norm == 'group':
       validate.at_least('groups', self.groups, 1)
       groups = math.gcd(self.groups, x.shape[-1])
-      return nn.GroupNorm(groups, epsilon=1e-5)(x)
+      return GroupNorm(groups)(x)
     if mask is not None:
       mask = mask | ~mask.any()
       mask = mask.reshape(-1, *[1] * (x.ndim - 1))

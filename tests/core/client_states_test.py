@@ -114,6 +114,19 @@ class RowsTest(parameterized.TestCase):
       assert_same(pick(rows, [2, 0, 3]), filled(some, 3))
       assert_same(pick(rows, [1, 4]), first_rows([4, 1]))
 
+  def test_one_program_makes_any_number_of_rows(self):
+    traced = []
+
+    def counted(key, number):
+      traced.append(number)
+      return init_client(key, number)
+
+    bank = make_bank(init=counted)
+    before = len(traced)
+    for clients in ([3], [0, 1, 2], range(NUM_CLIENTS)):
+      assert_same(bank.gather(np.array(clients)), first_rows(clients))
+    self.assertEqual(len(traced) - before, 1)
+
   @parameterized.parameters('memory', 'directory')
   def test_scatter_returns_the_next_handle(self, kind):
     with storage(kind) as directory:

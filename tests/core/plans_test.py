@@ -229,6 +229,19 @@ class PlanTest(parameterized.TestCase):
       self.assertEqual(p.num_steps.sum(), 0)
       self.assertEqual(p.num_empty.sum(), len(clients))
 
+  @parameterized.parameters(1, 4)
+  def test_short_rounds_share_one_shape(self, lanes):
+    """Rounds of different length, and steps of padding that nobody runs."""
+    shapes, longest = set(), []
+    for clients in ([0], [2, 4], range(7)):
+      layout = make_layout(lanes=lanes)
+      (p,) = plan(federated(), (Phase(batch_size=4),), clients, layout)
+      shapes.add(p.example.shape[:2])
+      longest.append(int(p.num_steps[0]))
+      self.assertFalse(p.num_start[0, p.num_steps[0] :].any())
+    self.assertLen(set(longest), 3)
+    self.assertLen(shapes, 1)
+
   def test_waves_share_one_shape(self):
     plans = plan(
       federated(), (Phase(batch_size=4),), range(7), make_layout(wave_clients=2)
