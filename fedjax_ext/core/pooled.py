@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from fedjax_ext.core.algorithm import Predictor
 from fedjax_ext.core.client_states import ClientStates
 from fedjax_ext.core.features import CHUNK_BYTES, Features
-from fedjax_ext.core.layout import CLIENTS, Layout
+from fedjax_ext.core.layout import CLIENTS, Layout, bucket
 from fedjax_ext.core.plans import ClientRows
 from fedjax_ext.core.programs import Batch, StepInfo
 
@@ -100,6 +100,7 @@ def pooled_scorer(
   """
   del seed
   examples = _Examples(data, clients)
+  num_groups = bucket(examples.num_groups)
   streamed = features.placed is None
   placed = (
     () if streamed else list(_chunks(examples, features, layout, batch_size))
@@ -109,7 +110,7 @@ def pooled_scorer(
   def run(params: PyTree, arrays: PyTree, fixed: PyTree) -> Sums:
     return jax.shard_map(
       functools.partial(
-        _run_device, predictor.metrics, layout, examples.num_groups, streamed
+        _run_device, predictor.metrics, layout, num_groups, streamed
       ),
       mesh=layout.mesh,
       in_specs=(P(), P(CLIENTS) if streamed else P(), P(CLIENTS)),
@@ -148,34 +149,43 @@ def _chunks(
   """Deals examples out to devices, steps and batches, of one shape a chunk.
 
   One chunk where features are placed; else as many as it takes for each to
-  read about CHUNK_BYTES.
+  read about CHUNK_BYTES. S is bucketed, so that other numbers of examples share
+  a compiled program; steps of padding are not run.
 
   Yields:
     What to gather from, {name: [M, ...]} or, streamed, {name: [D, S*B, ...]};
     and (rows of that int32 [D, S, B], group int32 [D, S, B], mask bool
-    [D, S, B], number of the step int32 [D, S]).
+    [D, S, B], number of the step int32 [D, S], steps to run int32 [D]).
   """
-  a_step = layout.num_devices * batch_size
-  steps = max(-(-examples.size // a_step), 1)
+  devices = layout.num_devices
+  a_step = devices * batch_size
+  steps = bucket(max(-(-examples.size // a_step), 1))
   if features.placed is None:
     most = CHUNK_BYTES // max(a_step * features.row_bytes, 1)
     steps = min(steps, max(most, 1))
-  shape = (layout.num_devices, steps, batch_size)
-  size = steps * a_step
+  shape = (devices, steps, batch_size)
   within = np.arange(steps * batch_size).reshape(steps, batch_size)
-  for first in range(0, max(examples.size, 1), size):
-    rows, groups = examples.rows(first, size)
-    padding = size - len(rows)
-    pad = lambda x: np.pad(x, (0, padding)).astype(np.int32).reshape(shape)
-    mask = (np.arange(size) < len(rows)).reshape(shape)
+  for first in range(0, max(examples.size, 1), steps * a_step):
+    rows, groups = examples.rows(first, steps * a_step)
+    needed = -(-len(rows) // a_step)
+
+    def deal(x: np.ndarray) -> np.ndarray:
+      """[n] as [D, S, B], the needed steps of each device first."""
+      x = np.pad(x, (0, needed * a_step - len(x)))
+      x = x.reshape(devices, needed, batch_size)
+      return np.pad(x, ((0, 0), (0, steps - needed), (0, 0)))
+
+    mask = deal(np.ones(len(rows), bool))
+    rows, groups = deal(rows.astype(np.int32)), deal(groups.astype(np.int32))
     number = np.arange(steps, dtype=np.int32) + first // a_step
     number = np.broadcast_to(number, shape[:2])
+    count = np.full(devices, needed, np.int32)
     if features.placed is not None:
-      arrays, local = dict(features.placed), pad(rows)
+      arrays, local = dict(features.placed), rows
     else:
-      arrays = layout.shard(_read(features, pad(rows), layout))
+      arrays = layout.shard(_read(features, rows, layout))
       local = np.broadcast_to(within.astype(np.int32), shape)
-    yield arrays, layout.shard((local, pad(groups), mask, number))
+    yield arrays, layout.shard((local, groups, mask, number, count))
 
 
 def _read(
@@ -202,7 +212,7 @@ def _run_device(
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
   """Sums by group [G] of one device's batches."""
   mine = lambda tree: jax.tree.map(lambda x: x[0], tree)  # shard of axis D
-  rows, groups, mask, number = mine(fixed)
+  rows, groups, mask, number, needed = mine(fixed)
   arrays = mine(arrays) if streamed else arrays
 
   def values(s: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -225,7 +235,7 @@ def _run_device(
       )
     return result
 
-  sums = lax.fori_loop(0, rows.shape[0], body, zeros)
+  sums = lax.fori_loop(0, needed, body, zeros)
   return layout.sum_devices(sums)
 
 
