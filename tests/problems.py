@@ -142,10 +142,13 @@ def is_finite(tree: PyTree) -> bool:
 
 
 def relative_error(a: PyTree, b: PyTree) -> float:
-  """Largest ||x - y|| / ||y|| over leaves; absolute where y is zero."""
-  worst = 0.0
+  """Largest ||x - y|| / ||y|| over leaves; absolute where y is zero.
+
+  NaN where either has one, which is neither below nor above any bound.
+  """
+  errors = [0.0]
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     scale = np.linalg.norm(y) or 1.0
-    worst = max(worst, float(np.linalg.norm(x - y) / scale))
-  return worst
+    errors.append(np.linalg.norm(x - y) / scale)
+  return float(np.max(errors))  # not max(), which takes NaN for the smaller
