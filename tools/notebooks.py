@@ -42,7 +42,7 @@ def execute(name: str, *, timeout: int = 600) -> Notebook:
 
   Args:
     name: of the notebook, without folder and ending.
-    timeout: seconds that a cell may take.
+    timeout: seconds that a cell, or the kernel's start, may take.
 
   Returns:
     The notebook with its outputs, cleaned.
@@ -62,6 +62,7 @@ def execute(name: str, *, timeout: int = 600) -> Notebook:
   client = nbclient.NotebookClient(
     notebook,
     timeout=timeout,
+    startup_timeout=timeout,  # a busy machine takes over a minute
     kernel_name=METADATA['kernelspec']['name'],
     record_timing=False,
     config=Config({'KernelManager': {'transport': 'ipc'}}),
