@@ -1,16 +1,19 @@
 """Group normalisation as the models have it against flax's own.
 
-  python -m benchmarks.group_norm
+  taskset -c 0 python -m benchmarks.group_norm
 
-The GroupNorm CNNs of FedLoGe's small table, batch 32, on one core; made-up
-images of 28x28x1 and 32x32x3. A training step (loss, gradient, SGD) and an
-evaluation step, 20 in a compiled loop; both layers take turns, medians.
+The GroupNorm CNNs of FedLoGe's small table, batch 32, on one core, which is
+what taskset leaves; made-up images of 28x28x1 and 32x32x3. A training step
+(loss, gradient, SGD) and an evaluation step, 20 in a compiled loop; both layers
+take turns, medians.
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 STEPS = 20
@@ -27,37 +30,36 @@ def main() -> None:
   parser.add_argument('--turns', type=int, default=15)
   given = parser.parse_args()
 
-  from benchmarks.contestants import use_one_device_per_core
-
-  use_one_device_per_core()
-
   from flax import linen as nn
 
   from fedjax_ext.models import layers
 
+  flax_layer = lambda groups: nn.GroupNorm(
+    groups, epsilon=1e-5, name='GroupNorm_0'
+  )
   result = {}
   for name, (shape, widths) in SHAPES.items():
     ours = compiled(shape, widths)
-    flax_layer = lambda groups: nn.GroupNorm(
-      groups, epsilon=1e-5, name='GroupNorm_0'
-    )
     with mock.patch.object(layers, 'GroupNorm', flax_layer):
       theirs = compiled(shape, widths)
     for kind in ('train', 'evaluate'):
-      seconds = {'ours': [], 'flax': []}
-      for _ in range(given.turns):
-        for whose, runs in (('ours', ours), ('flax', theirs)):
-          begun = time.perf_counter()
-          runs[kind]()
-          seconds[whose].append(time.perf_counter() - begun)
-      medians = {k: statistics.median(v) / STEPS for k, v in seconds.items()}
+      pairs = [
+        (seconds(ours[kind]), seconds(theirs[kind])) for _ in range(given.turns)
+      ]
+      a, b = (statistics.median(times) for times in zip(*pairs, strict=True))
       result |= {
-        f'{name}_{kind}_{k}_ms': round(1e3 * v, 2) for k, v in medians.items()
+        f'{name}_{kind}_ours_ms': round(1e3 * a / STEPS, 2),
+        f'{name}_{kind}_flax_ms': round(1e3 * b / STEPS, 2),
+        f'{name}_{kind}_ours / flax': round(a / b, 3),
       }
-      result[f'{name}_{kind}_ours / flax'] = round(
-        medians['ours'] / medians['flax'], 3
-      )
   print(json.dumps(result))
+
+
+def seconds(run: Callable[[], Any]) -> float:
+  """How long one call takes."""
+  begun = time.perf_counter()
+  run()
+  return time.perf_counter() - begun
 
 
 def compiled(shape: tuple[int, ...], widths: tuple[int, ...]) -> dict:

@@ -182,7 +182,7 @@ def run_averaged(
   program: ClientProgram,
   averaging: Averaging,
   *,
-  model: PyTree,
+  init: Callable[[jax.Array], PyTree],
   plan: PlanSpec,
   layout: Layout,
   debug: bool = False,
@@ -192,7 +192,7 @@ def run_averaged(
   Args:
     program: of honest clients; takes the model as `shared`.
     averaging: reducer and attack.
-    model: what updates are like; shapes are enough.
+    init: key -> a model, which updates are like.
     plan: the honest clients' plan.
     layout: devices, lanes, waves.
     debug: run client by client in plain Python.
@@ -200,6 +200,7 @@ def run_averaged(
   attack = averaging.attack
   reducer = averaging.reducer or weighted_mean()
   if averaging.reducer and not plan.tables:
+    model = jax.eval_shape(init, jax.random.key(0))
     reducer = on_params(reducer, model)
   honest = for_each_client(program, reducer, layout=layout, debug=debug)
   plans = {}

@@ -88,9 +88,8 @@ def fed_avg(
       program, averaging, tables, inputs
     )
   plan = PlanSpec((phase,), tables)
-  template = jax.eval_shape(task.init, jax.random.key(0))
   averaged = run_averaged(
-    program, averaging, model=template, plan=plan, layout=layout, debug=debug
+    program, averaging, init=task.init, plan=plan, layout=layout, debug=debug
   )
 
   def init(key: jax.Array) -> ServerState:

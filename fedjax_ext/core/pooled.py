@@ -148,9 +148,9 @@ def _chunks(
 ) -> Iterator[tuple[PyTree, tuple[jax.Array, ...]]]:
   """Deals examples out to devices, steps and batches, of one shape a chunk.
 
-  One chunk where features are placed; else as many as it takes for each to
-  read about CHUNK_BYTES. S is bucketed, so that other numbers of examples share
-  a compiled program; steps of padding are not run.
+  One chunk where features are placed, with S bucketed, so that other numbers of
+  examples share a compiled program; else as many as it takes for each to read
+  about CHUNK_BYTES. Steps of padding are not run.
 
   Yields:
     What to gather from, {name: [M, ...]} or, streamed, {name: [D, S*B, ...]};
@@ -159,8 +159,10 @@ def _chunks(
   """
   devices = layout.num_devices
   a_step = devices * batch_size
-  steps = bucket(max(-(-examples.size // a_step), 1))
-  if features.placed is None:
+  steps = max(-(-examples.size // a_step), 1)
+  if features.placed is not None:
+    steps = bucket(steps)
+  else:
     most = CHUNK_BYTES // max(a_step * features.row_bytes, 1)
     steps = min(steps, max(most, 1))
   shape = (devices, steps, batch_size)
