@@ -12,14 +12,7 @@ from fedjax_ext.core.engine import (
   per_client,
   summarize,
 )
-from fedjax_ext.core.evaluation import (
-  Part,
-  PartReport,
-  Report,
-  evaluate,
-  make_evaluator,
-  summarize_report,
-)
+from fedjax_ext.core.evaluation import evaluate, make_evaluator
 from fedjax_ext.core.features import Features, place_features
 from fedjax_ext.core.generalization import (
   Gap,
@@ -29,6 +22,12 @@ from fedjax_ext.core.generalization import (
   generalization_gaps,
 )
 from fedjax_ext.core.layout import Layout, make_layout
+from fedjax_ext.core.parts import (
+  Part,
+  PartReport,
+  Report,
+  summarize_report,
+)
 from fedjax_ext.core.plans import (
   Phase,
   Plan,

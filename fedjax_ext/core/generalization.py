@@ -17,7 +17,8 @@ import numpy as np
 
 from fedjax_ext.core import validate
 from fedjax_ext.core.client_states import ClientStates
-from fedjax_ext.core.evaluation import PartReport, Report, evaluate
+from fedjax_ext.core.evaluation import evaluate
+from fedjax_ext.core.parts import PartReport, Report
 
 PyTree = Any
 

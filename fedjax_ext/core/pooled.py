@@ -1,6 +1,6 @@
 """Evaluation of one shared model: full batches over all examples, in one pass.
 
-A client's examples in one split are a group; metrics are summed by group. Where
+A client's examples in one piece are a group; metrics are summed by group. Where
 columns are placed on the devices, one compiled call does it all. Where they are
 streamed, chunks of steps bring their examples, and memory does not grow with
 their number.
@@ -10,7 +10,7 @@ in a batch.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from fedjax_ext.core.algorithm import Predictor
 from fedjax_ext.core.client_states import ClientStates
 from fedjax_ext.core.features import CHUNK_BYTES, Features
 from fedjax_ext.core.layout import CLIENTS, Layout, bucket
+from fedjax_ext.core.parts import Piece, Scores
 from fedjax_ext.core.plans import ClientRows
 from fedjax_ext.core.programs import Batch, StepInfo
 
@@ -35,27 +36,22 @@ class _Examples:
 
   Attributes:
     num_groups: G.
-    first: {split: its first group}, scalars.
+    first: the first group of each piece, int [pieces].
     size: N.
   """
 
-  def __init__(
-    self, data: Mapping[str, ClientRows], clients: Mapping[str, np.ndarray]
-  ):
-    """The clients (numbers [K']) of each split, in the order of `clients`."""
-    self._views = [data[split] for split in clients]
-    numbers = list(clients.values())
-    counts = [len(n) for n in numbers]
-    offsets = [np.asarray(view.offsets) for view in self._views]
-    each = list(zip(offsets, numbers, strict=True))
-    self._starts = np.concatenate([o[n] for o, n in each])
-    sizes = np.concatenate([o[n + 1] - o[n] for o, n in each])
+  def __init__(self, pieces: Sequence[Piece]):
+    """The clients of each piece in turn."""
+    self._views = [piece.view for piece in pieces]
+    counts = [len(piece.clients) for piece in pieces]
+    self._starts = np.concatenate(
+      [np.asarray(piece.view.offsets[piece.clients]) for piece in pieces]
+    )
+    sizes = np.concatenate([piece.sizes(piece.clients) for piece in pieces])
     self._ends = np.cumsum(sizes)
     self._view = np.repeat(np.arange(len(counts)), counts)
     self.num_groups = len(sizes)
-    self.first = dict(
-      zip(clients, np.cumsum([0, *counts[:-1]]).tolist(), strict=True)
-    )
+    self.first = np.cumsum([0, *counts[:-1]]).tolist()
     self.size = int(self._ends[-1]) if len(sizes) else 0
 
   def rows(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +74,7 @@ class _Examples:
 def pooled_scorer(
   predictor: Predictor,
   data: Mapping[str, ClientRows],
-  clients: Mapping[str, np.ndarray],
+  pieces: Sequence[Piece],
   features: Features,
   layout: Layout,
   batch_size: int,
@@ -88,18 +84,18 @@ def pooled_scorer(
 
   Args:
     predictor: of one shared model.
-    data: splits by name.
-    clients: {split: client numbers int64 [K']}.
+    data: splits by name, not used.
+    pieces: what to score.
     features: the columns.
     layout: devices.
     batch_size: B.
     seed: not used.
 
   Returns:
-    (server_state, states) -> {split: {metric: (sum [K'], weight [K'])}}.
+    (server_state, states) -> {metric: (sum [K'], weight [K'])} of each piece.
   """
-  del seed
-  examples = _Examples(data, clients)
+  del data, seed
+  examples = _Examples(pieces)
   num_groups = bucket(examples.num_groups)
   streamed = features.placed is None
   placed = (
@@ -120,7 +116,7 @@ def pooled_scorer(
 
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
-  def score(server_state: PyTree, states: ClientStates | None) -> dict:
+  def score(server_state: PyTree, states: ClientStates | None) -> list[Scores]:
     del states
     params = layout.replicate(predictor.shared(server_state))
     sums = None
@@ -131,14 +127,14 @@ def pooled_scorer(
       if streamed:  # or chunks would pile up on the devices
         jax.block_until_ready(sums)
     sums = jax.tree.map(np.asarray, sums)
-    return {
-      split: {
-        name: (s[start : start + size], w[start : start + size])
+    return [
+      {
+        name: (s[first : first + size], w[first : first + size])
         for name, (s, w) in sums.items()
       }
-      for split, start in examples.first.items()
-      for size in [len(clients[split])]
-    }
+      for first, piece in zip(examples.first, pieces, strict=True)
+      for size in [len(piece.clients)]
+    ]
 
   return score
 

@@ -190,7 +190,7 @@ class _Clients:
     return _Folded(
       self.reducer.init(output.update, num_slots),
       rows,
-      jax.tree.map(lambda t: jnp.zeros(num_slots), output.metrics),
+      jax.tree.map(lambda t: jnp.zeros((num_slots, *t.shape)), output.metrics),
       jnp.zeros(num_slots),
       jnp.zeros(num_slots, bool),
     )

@@ -12,7 +12,7 @@ Axis letters: C clients, N examples, Y classes.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -240,11 +240,14 @@ def long_tail(
     held = client_mask(train, fraction=validation_fraction, seed=seeds[2])
     splits |= {'train': train.filter(~held), 'validation': train.filter(held)}
   splits |= {'test': test, 'local_test': local}
-  if groups:
-    splits |= _by_group(label, test, local, columns.num_classes)
   participating = np.flatnonzero(splits['train'].sizes() > 0)
   who = lambda view: np.flatnonzero(view.sizes() > 0)
   parts = {name: Part(who(view), name) for name, view in splits.items()}
+  if groups:
+    for split, masks in _by_group(label, test, local, columns.num_classes):
+      for name, only in masks.items():
+        clients = who(splits[split].filter(only))
+        parts[f'{split}_{name}'] = Part(clients, split, only)
   dataset = FederatedDataset(
     columns.name,
     splits,
@@ -299,14 +302,15 @@ def _by_group(
   test: FederatedData,
   local: FederatedData,
   num_classes: int,
-) -> dict[str, FederatedData]:
-  """Test rows by the groups of all clients, local ones by each client's own."""
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+  """Test rows by the groups of all clients, local ones by each client's own.
+
+  Yields:
+    (split, {group: mask bool [N] over the split's positions}).
+  """
   counts = count_classes(local, label, num_classes=num_classes)
-  common = group_classes(counts.sum(0))[label[test.rows]]
   own = np.stack([group_classes(row) for row in counts])
+  of_test = group_classes(counts.sum(0))[label[test.rows]]
   of_local = own[local.owners(), label[local.rows]]
-  result = {}
-  for g, name in enumerate(GROUPS):
-    result[f'test_{name}'] = test.filter(common == g)
-    result[f'local_test_{name}'] = local.filter(of_local == g)
-  return result
+  for split, group in (('test', of_test), ('local_test', of_local)):
+    yield split, {name: group == g for g, name in enumerate(GROUPS)}

@@ -56,7 +56,8 @@ def split_off_server(
   for name, part in parts.items():
     if part.split == 'train':
       left = kept.sizes(part.clients) > 0
-      parts[name] = part._replace(clients=part.clients[left])
+      only = None if part.only is None else part.only[~chosen]
+      parts[name] = part._replace(clients=part.clients[left], only=only)
   dataset = dataclasses.replace(
     dataset,
     splits={**dataset.splits, 'train': kept},

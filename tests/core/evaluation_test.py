@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 from fedjax_ext import core, data
 from fedjax_ext.core import ClientOutput, ClientProgram, Part, Predictor
+from fedjax_ext.core import parts as parts_lib
 
 # Two clients without examples, one with a single example.
 SIZES = (5, 0, 12, 1, 9, 0, 20, 7, 3, 16)
@@ -21,6 +22,11 @@ PARTS = {
   'fitted': Part(np.array([6, 4, 5]), 'train'),
   'nobody': Part(np.array([], np.int64), 'train'),
   'all_empty': Part(np.array([1, 5]), 'test'),
+  # Masks that overlap, hold each other, or choose nothing.
+  'even': Part(np.arange(NUM_CLIENTS), 'test', np.arange(sum(SIZES)) % 2 == 0),
+  'third': Part(np.array([6, 2, 9]), 'test', np.arange(sum(SIZES)) % 3 == 0),
+  'sixth': Part(np.arange(5), 'test', np.arange(sum(SIZES)) % 6 == 0),
+  'none': Part(np.arange(NUM_CLIENTS), 'test', np.zeros(sum(SIZES), bool)),
 }
 METRICS = ('square', 'per_token', 'rare')
 
@@ -66,6 +72,12 @@ def numpy_metrics(w, examples):
   return {n: ((v * w).sum(), w.sum()) for n, (v, w) in pairs.items()}
 
 
+def view_of(part, views):
+  """What a part's clients have of its split."""
+  view = views[part.split]
+  return view if part.only is None else view.filter(part.only)
+
+
 W = np.array([0.5, -1.0, 2.0], np.float32)
 
 
@@ -90,7 +102,7 @@ class Checks(parameterized.TestCase):
     views = views or splits()
     self.assertEqual(list(report), list(parts))
     for name, part in parts.items():
-      got, view = report[name], views[part.split]
+      got, view = report[name], view_of(part, views)
       sizes = view.sizes(part.clients)
       clients = part.clients[sizes > 0]
       self.assertEqual(got.clients.tolist(), clients.tolist())
@@ -222,7 +234,63 @@ class PooledTest(Checks):
     )
 
 
+class CutTest(parameterized.TestCase):
+  """Parts share pieces; no example is in two of them."""
+
+  def examples(self, view, clients):
+    return [(c, row) for c in clients for row in view.client_rows(c).tolist()]
+
+  def test_pieces_make_up_their_parts(self):
+    views = splits()
+    pieces, of_part = parts_lib.cut(views, PARTS)
+    inside = []
+    for piece in pieces:
+      owners = np.repeat(np.arange(NUM_CLIENTS), np.diff(piece.view.offsets))
+      inside.append(list(zip(owners, np.asarray(piece.view.rows), strict=True)))
+    of_test = [i for i in range(len(pieces)) if i not in of_part['fitted']]
+    scored = [x for i in of_test for x in inside[i]]
+    self.assertLen(scored, sum(SIZES))
+    self.assertLen(set(scored), sum(SIZES))
+    for name, part in PARTS.items():
+      clients = part.clients.tolist()
+      got = [x for i in of_part[name] for x in inside[i] if x[0] in clients]
+      expected = self.examples(view_of(part, views), clients)
+      self.assertEqual(sorted(got), sorted(expected), name)
+    # Multiples of 6, other ones of 2, other ones of 3, and the rest.
+    self.assertLen(of_part['everybody'], 4)
+    self.assertLen(of_part['even'], 2)
+    self.assertLen(of_part['sixth'], 1)
+    self.assertLen(of_part['none'], 1)
+
+  def test_a_piece_alone_has_nothing_of_other_clients(self):
+    piece = parts_lib.Piece(np.array([2, 5, 8]), splits()['test'])
+    alone = piece.alone()
+    for client in range(NUM_CLIENTS):
+      rows = alone.rows[alone.offsets[client] : alone.offsets[client + 1]]
+      expected = splits()['test'].client_rows(client)
+      keep = slice(None) if client in (2, 5, 8) else slice(0)
+      np.testing.assert_array_equal(rows, expected[keep])
+
+  def test_without_masks_a_split_is_one_piece(self):
+    parts = {n: part for n, part in PARTS.items() if part.only is None}
+    pieces, _ = parts_lib.cut(splits(), parts)
+    self.assertLen(pieces, 2)
+    for piece, split in zip(pieces, ('test', 'train'), strict=True):
+      self.assertIs(piece.view, splits()[split])
+
+
 class ErrorTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (np.ones(3, bool), r'bool \[3\]'), (np.ones(sum(SIZES)), 'float64')
+  )
+  def test_a_mask_that_does_not_fit(self, only, what):
+    parts = {'half': Part(np.arange(2), 'test', only)}
+    with self.assertRaisesRegex(
+      core.InvalidInput,
+      rf"mask bool \[73\] of split 'test' in part 'half', got {what}",
+    ):
+      make_evaluator(Predictor(metrics), parts)
+
   @parameterized.parameters(None, lambda shared, client: shared)
   def test_unknown_split(self, params):
     parts = dict(PARTS, other=Part(np.arange(2), 'validation'))
@@ -347,6 +415,27 @@ class PersonalTest(Checks):
     for rate in (0.5, -1.0):
       report = evaluator({'w': W, 'rate': np.float32(rate)})
       self.check_report(report, self.adapted(rate))
+
+  def test_a_client_adapts_once_for_all_parts(self):
+    """Steps of adaptation, counted on the host."""
+    steps = []
+
+    def counted(phases):
+      one = adaptation(phases)
+
+      def step(shared, state, batch):
+        jax.debug.callback(lambda: steps.append(1))
+        return one.program.step(shared, state, batch)
+
+      return one._replace(program=one.program._replace(step=step))
+
+    phases = (core.Phase('train', batch_size=4, shuffle=False),)
+    predictor = Predictor(metrics, adapt=counted(phases))
+    evaluator = make_evaluator(predictor, num_devices=1, lanes=1)
+    evaluator({'w': W, 'rate': np.float32(1)})
+    jax.effects_barrier()
+    sizes = splits()['train'].sizes()
+    self.assertLen(steps, int((-(-sizes // 4)).sum()))
 
   def test_shuffled_adaptation_repeats_itself(self):
     phases = (core.Phase('train', steps=3, batch_size=2),)

@@ -4,7 +4,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from fedjax_ext import core
-from fedjax_ext.core import evaluation, generalization
+from fedjax_ext.core import generalization, parts
 from fedjax_ext.data import from_assignment
 
 PARTS = ('train', 'validation', 'unparticipating')
@@ -205,7 +205,7 @@ class StatisticsTest(absltest.TestCase):
 
   def test_odd_number_of_clients(self):
     got = self.summary(np.arange(1, 22) / 100)
-    percentiles = [got[f'accuracy/p{p}'] for p in evaluation.PERCENTILES]
+    percentiles = [got[f'accuracy/p{p}'] for p in parts.PERCENTILES]
     np.testing.assert_allclose(percentiles, [0.02, 0.06, 0.11, 0.16, 0.20])
 
 

@@ -213,12 +213,17 @@ class DatasetTest(absltest.TestCase):
   def test_groups_divide_the_tests(self):
     data = self.make()
     for whole in ('test', 'local_test'):
-      parts = [data.splits[f'{whole}_{g}'] for g in ('head', 'middle', 'tail')]
-      rows = np.concatenate([np.asarray(part.rows) for part in parts])
-      np.testing.assert_array_equal(
-        np.sort(rows), np.sort(data.splits[whole].rows)
-      )
-    head = set(self.labels(data.splits['test_head']).tolist())
+      view = data.splits[whole]
+      names = {f'{whole}_{g}' for g in ('head', 'middle', 'tail')}
+      parts = [data.parts[name] for name in names & data.parts.keys()]
+      self.assertGreater(len(parts), 1)
+      np.testing.assert_array_equal(sum(part.only for part in parts), 1)
+      for part in parts:
+        self.assertEqual(part.split, whole)
+        sizes = view.filter(part.only).sizes()
+        self.assertEqual(part.clients.tolist(), np.flatnonzero(sizes).tolist())
+    chosen = data.splits['test'].filter(data.parts['test_head'].only)
+    head = set(self.labels(chosen).tolist())
     self.assertIn(0, head)
     self.assertNotIn(3, head)
 
