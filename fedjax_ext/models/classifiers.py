@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import jax
 from flax import linen as nn
 
-from fedjax_ext.models.layers import Conv, as_float_image, classify, max_pool
+from fedjax_ext.models.layers import (
+  Conv,
+  as_float_image,
+  classify,
+  relu_then_pool,
+)
 from fedjax_ext.models.model import tap
 
 
@@ -78,8 +83,7 @@ class EmnistCNN(nn.Module):
     del mask
     x = as_float_image(x)
     x = tap(self, 0, nn.relu(Conv(32, (3, 3), name='Conv_0')(x)))
-    x = tap(self, 1, nn.relu(Conv(64, (3, 3), name='Conv_1')(x)))
-    x = max_pool(x)
+    x = relu_then_pool(self, 1, Conv(64, (3, 3), name='Conv_1')(x))
     x = self._drop(0, x, train)
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(128)(x))

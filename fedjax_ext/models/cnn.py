@@ -13,9 +13,8 @@ from fedjax_ext.models.layers import (
   Norm,
   as_float_image,
   classify,
-  max_pool,
+  relu_then_pool,
 )
-from fedjax_ext.models.model import tap
 
 
 class GroupNormCNN(nn.Module):
@@ -46,8 +45,7 @@ class GroupNormCNN(nn.Module):
     x = as_float_image(x)
     for layer, width in enumerate(self.widths):
       x = Conv(width, (3, 3), 'SAME', use_bias=False)(x)
-      x = tap(self, layer, nn.relu(Norm('group', self.groups)(x)))
-      x = max_pool(x)
+      x = relu_then_pool(self, layer, Norm('group', self.groups)(x))
     if self.pool == 'mean':
       x = x.mean((1, 2))
     return classify(x.reshape(x.shape[0], -1), self.num_classes)
@@ -81,7 +79,6 @@ class LeNet(nn.Module):
     del train, mask
     x = as_float_image(x)
     for layer, width in enumerate(self.widths):
-      x = tap(self, layer, nn.relu(Conv(width, (5, 5))(x)))
-      x = max_pool(x)
+      x = relu_then_pool(self, layer, Conv(width, (5, 5))(x))
     x = nn.relu(nn.Dense(self.dense)(x.reshape(x.shape[0], -1)))
     return classify(x, self.num_classes)

@@ -172,3 +172,8 @@ def tap(module: nn.Module, layer: int, x: jax.Array) -> jax.Array:
   name = f'layer{layer:02d}'
   module.sow(TAPS, name, x)
   return module.perturb(name, x, collection=SHIFTS)
+
+
+def is_tapped(module: nn.Module) -> bool:
+  """Whether somebody reads or shifts the feature maps of a bound module."""
+  return module.is_mutable_collection(TAPS)

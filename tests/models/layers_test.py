@@ -12,9 +12,11 @@ from flax import linen as nn
 from fedjax_ext.core import InvalidInput
 from fedjax_ext.models import (
   Conv,
+  GroupNormCNN,
   Norm,
   as_float_image,
   convolution,
+  from_module,
   layers,
   max_pool,
   overlapping_max_pool,
@@ -152,17 +154,89 @@ class ConvTest(parameterized.TestCase):
       Conv(2, (3, 3), **settings).init(jax.random.key(0), normal((1, 5, 5, 1)))
 
 
+class ThinTest(parameterized.TestCase):
+  """Convolutions of images of a few channels, with the places last."""
+
+  def both_ways(self, function, *args):
+    """The function of thin images, and as it is of others."""
+    with mock.patch.object(layers, 'THIN', 0):
+      expected = function(*args)
+    return function(*args), expected
+
+  @parameterized.product(channels=(1, 3), strides=((1, 1), (2, 1)))
+  def test_equals_patches(self, channels, strides):
+    """Values, gradients and gradients of gradients."""
+    with x64():
+      x = normal((5, 6, 7, channels), 'float64')
+      kernel = normal((3, 2, channels, 4), 'float64', 5)
+
+      def loss(x, kernel):
+        return jnp.sum(jnp.sin(convolution(x, kernel, strides)))
+
+      def second(x, kernel):
+        return jnp.sum(jax.grad(loss)(x, kernel) ** 2)
+
+      for function in (
+        lambda x, kernel: convolution(x, kernel, strides),
+        jax.grad(loss, (0, 1)),
+        jax.grad(second, (0, 1)),
+      ):
+        got, expected = self.both_ways(function, x, kernel)
+        self.assertLess(relative_error(got, expected), 1e-12)
+      steps = str(jax.make_jaxpr(loss)(x, kernel))
+      self.assertIn('transpose', steps)
+      thick = jnp.repeat(x, 4, 3), jnp.repeat(kernel, 4, 2)
+      self.assertNotIn('transpose', str(jax.make_jaxpr(loss)(*thick)))
+
+  def test_lanes(self):
+    """Under vmap over clients' kernels."""
+    x, kernels = normal((2, 5, 6, 1)), normal((3, 2, 2, 1, 4), seed=5)
+    values = jax.vmap(lambda kernel: convolution(x, kernel))
+    got, expected = self.both_ways(values, kernels)
+    self.assertLess(relative_error(got, expected), 1e-6)
+
+
+class ReluThenPoolTest(absltest.TestCase):
+  """Without a tap the relu comes last, which nobody can see."""
+
+  def test_same_values_and_gradients(self):
+    class Body(nn.Module):
+      tapped: bool
+
+      @nn.compact
+      def __call__(self, x):
+        with mock.patch.object(layers, 'is_tapped', lambda _: self.tapped):
+          return layers.relu_then_pool(self, 0, x)
+
+    x = normal((4, 5, 6, 3))
+    x = x.at[0, 0, 0].set(x[0, 0, 1]).at[1].set(-1.0).at[2].set(0.0)
+    one, other = (
+      value_and_gradient(lambda x: Body(tapped).apply({}, x), x)
+      for tapped in (True, False)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+  def test_who_taps_sees_relus(self):
+    model = from_module(GroupNormCNN(3, (4, 8), 2), (8, 8, 1))
+    params = model.init(jax.random.key(0))
+    x = normal((2, 8, 8, 1))
+    logits, (first, second) = model.tapped(params, x, None)
+    self.assertEqual((first.shape, second.shape), ((2, 8, 8, 4), (2, 4, 4, 8)))
+    self.assertEqual(float(first.min()), 0)
+    np.testing.assert_allclose(logits, model.apply(params, x), rtol=1e-5)
+
+
 class BlocksTest(parameterized.TestCase):
   """Convolutions a few images at a time, as large ones run on CPU."""
 
   def case(self, dtype='float64', batch=6, strides=(1, 1)):
-    x = normal((batch, 6, 7, 3), dtype)
-    kernel = normal((3, 2, 3, 4), dtype, 5)
+    x = normal((batch, 6, 7, 4), dtype)
+    kernel = normal((3, 2, 4, 4), dtype, 5)
     return x, kernel, strides
 
   def in_blocks(self, images: int, function: Callable, rows: int = 4):
     """The same function while `images` images' patches fill a block."""
-    bytes_of_one = rows * 6 * 3 * 2 * 3 * 8
+    bytes_of_one = rows * 6 * 3 * 2 * 4 * 8
 
     def run(*args):
       with mock.patch.object(layers, 'BLOCK_BYTES', images * bytes_of_one):
