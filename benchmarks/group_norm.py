@@ -1,14 +1,16 @@
-"""Group normalisation as the models have it against flax's own.
+"""GroupNorm CNNs as they are, and with each thing that speeds them up undone.
 
   taskset -c 0 python -m benchmarks.group_norm
 
-The GroupNorm CNNs of FedLoGe's small table, batch 32, on one core, which is
-what taskset leaves; made-up images of 28x28x1 and 32x32x3. A training step
-(loss, gradient, SGD) and an evaluation step, 20 in a compiled loop; both layers
-take turns, medians.
+The CNNs of FedLoGe's small table, batch 32, on one core, which is what taskset
+leaves; made-up images of 28x28x1 and 32x32x3. A training step (loss, gradient,
+SGD) and an evaluation step, 20 in a compiled loop; all variants take turns,
+medians. The variants: flax's own group normalisation; patches of thin images
+made like any others; the relu before the pool; and all three.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
@@ -25,34 +27,50 @@ SHAPES = {
 
 
 def main() -> None:
-  """Prints one line of JSON: milliseconds a step and their ratios."""
+  """Prints one line of JSON: milliseconds a step, and ratios to `ours`."""
   parser = argparse.ArgumentParser(prog='python -m benchmarks.group_norm')
   parser.add_argument('--turns', type=int, default=15)
   given = parser.parse_args()
+  result = {}
+  for name, (shape, widths) in SHAPES.items():
+    loops = {}
+    for variant, changes in variants().items():
+      with contextlib.ExitStack() as stack:
+        for change in changes:
+          stack.enter_context(change())
+        loops[variant] = compiled(shape, widths)
+    for kind in ('train', 'evaluate'):
+      times = {variant: [] for variant in loops}
+      for _ in range(given.turns):
+        for variant, runs in loops.items():
+          times[variant].append(seconds(runs[kind]))
+      medians = {v: statistics.median(t) for v, t in times.items()}
+      ours = medians.pop('ours')
+      result[f'{name}_{kind}_ours_ms'] = round(1e3 * ours / STEPS, 2)
+      for variant, other in medians.items():
+        result[f'{name}_{kind}_ours / {variant}'] = round(ours / other, 3)
+  print(json.dumps(result))
 
+
+def variants() -> dict[str, tuple[Callable[[], Any], ...]]:
+  """What is undone in each variant, as makers of context managers."""
   from flax import linen as nn
 
   from fedjax_ext.models import layers
 
-  flax_layer = lambda groups: nn.GroupNorm(
-    groups, epsilon=1e-5, name='GroupNorm_0'
-  )
-  result = {}
-  for name, (shape, widths) in SHAPES.items():
-    ours = compiled(shape, widths)
-    with mock.patch.object(layers, 'GroupNorm', flax_layer):
-      theirs = compiled(shape, widths)
-    for kind in ('train', 'evaluate'):
-      pairs = [
-        (seconds(ours[kind]), seconds(theirs[kind])) for _ in range(given.turns)
-      ]
-      a, b = (statistics.median(times) for times in zip(*pairs, strict=True))
-      result |= {
-        f'{name}_{kind}_ours_ms': round(1e3 * a / STEPS, 2),
-        f'{name}_{kind}_flax_ms': round(1e3 * b / STEPS, 2),
-        f'{name}_{kind}_ours / flax': round(a / b, 3),
-      }
-  print(json.dumps(result))
+  def flax_layer(groups: int) -> nn.Module:
+    return nn.GroupNorm(groups, epsilon=1e-5, name='GroupNorm_0')
+
+  norm = lambda: mock.patch.object(layers, 'GroupNorm', flax_layer)
+  thin = lambda: mock.patch.object(layers, 'THIN', 0)
+  relu = lambda: mock.patch.object(layers, 'is_tapped', lambda module: True)
+  return {
+    'ours': (),
+    'flax norm': (norm,),
+    'patches of thin images': (thin,),
+    'relu first': (relu,),
+    'all three': (norm, thin, relu),
+  }
 
 
 def seconds(run: Callable[[], Any]) -> float:

@@ -14,7 +14,7 @@ if 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
     + ' --xla_force_host_platform_device_count=8'
   )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# As the binaries do (training/device_flags.py).
+# As the binaries do (experiments/__init__.py).
 os.environ.setdefault('JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS', 'true')
 os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR',

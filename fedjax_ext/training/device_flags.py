@@ -70,9 +70,6 @@ def layout_from_flags(cohort_size: int) -> Layout:
   Args:
     cohort_size: K, clients in a round; more CPU devices would idle.
   """
-  # Arrays that a program has at hand become arguments of it: runs that differ
-  # in them only, as those of other seeds do, then share what was compiled.
-  jax.config.update('jax_use_simplified_jaxpr_constants', True)
   use_compilation_cache()
   _use_all_cpus(cohort_size)
   _join_processes()

@@ -44,7 +44,11 @@ Moment = Callable[[pathlib.Path], bool]
 
 def environment(**more: str) -> dict[str, str]:
   """The environment of a user's shell, without what conftest.py sets."""
-  hidden = ('XLA_FLAGS', 'JAX_PLATFORMS')
+  hidden = (
+    'XLA_FLAGS',
+    'JAX_PLATFORMS',
+    'JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS',
+  )
   kept = {k: v for k, v in os.environ.items() if k not in hidden}
   return kept | {'JAX_PLATFORMS': 'cpu'} | more
 
