@@ -81,9 +81,8 @@ def main() -> None:
   )
   rows = np.concatenate(
     [
-      dataset.splits[part.split].client_rows(c)
+      core.examples_of(part, dataset.splits).alone().rows
       for part in dataset.parts.values()
-      for c in part.clients
     ]
   )
   plain = make_pass(task, params, dataset.features, rows, given.batch_size)

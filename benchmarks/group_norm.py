@@ -63,7 +63,7 @@ def variants() -> dict[str, tuple[Callable[[], Any], ...]]:
 
   norm = lambda: mock.patch.object(layers, 'GroupNorm', flax_layer)
   thin = lambda: mock.patch.object(layers, 'THIN', 0)
-  relu = lambda: mock.patch.object(layers, 'is_tapped', lambda module: True)
+  relu = lambda: mock.patch.object(layers, 'is_tapped', lambda *_: True)
   return {
     'ours': (),
     'flax norm': (norm,),

@@ -68,6 +68,17 @@ def _kind(path: str, source: str) -> str:
   return 'py_binary' if binary else 'py_library'
 
 
+def _acts(path: pathlib.Path) -> bool:
+  """Whether a package does something when a module of it is imported."""
+  if path.name != '__init__.py':
+    return False
+  calls = (
+    isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    for node in ast.parse(path.read_text()).body
+  )
+  return any(calls)
+
+
 def _data_groups(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:
   """Data files by the folder of their filegroup and its name."""
   folders = {posixpath.dirname(path) for path in files if path.endswith('.py')}
@@ -96,6 +107,7 @@ def expected_rules(root: pathlib.Path) -> dict[str, dict[str, Rule]]:
   rules: dict[str, dict[str, Rule]] = defaultdict(dict)
   for (folder, name), paths in sorted(groups.items()):
     rules[folder][name] = {'kind': 'filegroup', 'srcs': paths}
+  acting = [path for path in modules.values() if _acts(root / path)]
   errors, graph = [], {}
   for path in sorted(modules.values()):
     source = (root / path).read_text()
@@ -109,6 +121,7 @@ def expected_rules(root: pathlib.Path) -> dict[str, dict[str, Rule]]:
         pip.add(f'@pip//{THIRD_PARTY[top]}')
       elif top not in sys.stdlib_module_names | OPTIONAL:
         errors.append(f'{path}: unknown import {module}')
+    needs |= {init for init in acting if path.startswith(init[:-11])}
     graph[path] = needs - {path}
     folder, name = _target(path)
     if name in rules[folder]:

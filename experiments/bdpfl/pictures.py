@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_ext.attacks import Trigger, stamp
-from fedjax_ext.core import ClientStates
-from fedjax_ext.core.plans import rows_of
+from fedjax_ext.core import ClientStates, examples_of
 from fedjax_ext.core.programs import Batch, StepInfo
 from fedjax_ext.data import FederatedDataset
 from fedjax_ext.losses.distillation import heat_maps
@@ -86,7 +85,7 @@ def _images(dataset: FederatedDataset, target: int) -> np.ndarray:
   if 'image' not in features:
     return np.zeros(0)
   part = dataset.parts['test']
-  rows, _ = rows_of(dataset.splits[part.split], part.clients)
+  rows = examples_of(part, dataset.splits).alone().rows
   label = np.asarray(features['label'][rows])
   # One of each of the first other classes.
   others = [y for y in np.unique(label) if y != target][:_IMAGES]

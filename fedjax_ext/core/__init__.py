@@ -26,6 +26,7 @@ from fedjax_ext.core.parts import (
   Part,
   PartReport,
   Report,
+  examples_of,
   summarize_report,
 )
 from fedjax_ext.core.plans import (
@@ -101,6 +102,7 @@ __all__ = [
   'combine',
   'evaluate',
   'evaluate_generalization',
+  'examples_of',
   'finish',
   'fixed_sampler',
   'for_each_client',

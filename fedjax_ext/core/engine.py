@@ -225,6 +225,12 @@ def summarize(output: RoundOutput) -> dict[str, Any]:
     that were kept) and 'update_norm_max'; 'clients_dropped'; 'clients';
     'lane_utilisation'.
   """
+  for name, (values, _) in output.metrics.items():
+    validate.check(
+      values.ndim == 1,
+      f'Expected a scalar sum of metric {name!r} for each client, got shape '
+      f'{list(values.shape[1:])}.',
+    )
   present = output.clients >= 0
   scalars = _summarize(
     output.metrics,
@@ -255,7 +261,7 @@ def per_client(
   """A round's metrics in the order of client numbers, on the host.
 
   Returns:
-    (clients [K], {name: (sum [K], weight [K])}).
+    (clients [K], {name: (sum [K, ...], weight [K, ...])}).
   """
   order = np.argsort(output.clients, kind='stable')
   order = order[output.clients[order] >= 0]

@@ -3,8 +3,7 @@
 One shared model is scored in a single pass over all examples, with sums by
 client. Clients' own models go through the engine, client by client.
 
-Axis letters: C clients, K' clients of a part, B examples in a batch, G groups
-(a client's examples in one split), D devices, S steps.
+Axis letters: C clients, K' clients of a part, B examples in a batch, P pieces.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,8 +58,12 @@ def make_evaluator(
 ) -> Evaluator:
   """Compiles the evaluation of a predictor on fixed parts.
 
-  Every example of a client is scored once, however many parts name it, and a
-  client adapts once for all of them.
+  Every example of a client in a split is scored once, however many parts name
+  it, and a client adapts once for all of them. Where columns are streamed, what
+  a wave of clients adapts to and is scored on is read at once.
+
+  What `Predictor.params` gets as `client.num_examples` is the number of the
+  client's train examples, as in training.
 
   Args:
     predictor: the model or models.
@@ -124,12 +127,19 @@ def _personal_scorer(
 
   A client adapts once, then each piece is a phase.
   """
-  adaptation = () if predictor.adapt is None else predictor.adapt.phases
-  if adaptation:
-    batch_size = adaptation[0].batch_size
+  if predictor.adapt is None:  # no steps, but the number of examples
+    known = 'train' if 'train' in data else sorted(data)[0]
+    before = (Phase(known, epochs=0, batch_size=batch_size),)
+  else:
+    before = predictor.adapt.phases
+    batch_size = before[0].batch_size
   run = for_each_client(
     evaluation_program(
-      predictor, features, batch_size, num_pieces=bucket(max(len(pieces), 4))
+      predictor,
+      features,
+      batch_size,
+      num_before=len(before),
+      num_pieces=bucket(max(len(pieces), 4)),
     ),
     total(),
     layout=layout,
@@ -146,8 +156,8 @@ def _personal_scorer(
     clients,
     round=0,
     seed=seed,
-    specs={'evaluation': PlanSpec((*adaptation, *phases))},
-    data={phase.split: data[phase.split] for phase in adaptation} | views,
+    specs={'evaluation': PlanSpec((*before, *phases))},
+    data={phase.split: data[phase.split] for phase in before} | views,
     features=features,
     layout=layout,
   )
@@ -171,21 +181,22 @@ def evaluation_program(
   features: Features,
   batch_size: int,
   *,
-  num_pieces: int = 1,
+  num_before: int,
+  num_pieces: int,
 ) -> ClientProgram:
   """A client program that scores the client's own model.
 
-  The phases of the adaptation train it, each phase after them is scored. The
+  The first phases train it, if it adapts; each phase after them is scored. The
   update is empty; the metrics are the predictor's, summed by phase [P].
 
   Args:
     predictor: one with `params` or `adapt`.
     features: columns {name: [M, ...]}, for the types of a batch.
     batch_size: B.
+    num_before: phases that are not scored.
     num_pieces: P, at least as many as there are phases to score.
   """
   adapt = predictor.adapt
-  num_adapt = 0 if adapt is None else len(adapt.phases)
 
   def score(model: PyTree, batch: Batch) -> dict:
     params = model if adapt is None else adapt.params(model)
@@ -214,7 +225,7 @@ def evaluation_program(
 
   def evaluate_step(state: PyTree, batch: Batch) -> PyTree:
     model, sums = state
-    here = jnp.arange(num_pieces) == batch.info.phase - num_adapt
+    here = jnp.arange(num_pieces) == batch.info.phase - num_before
     return model, jax.tree.map(
       lambda a, b: jnp.where(here, a + b.astype(a.dtype), a),
       sums,
@@ -229,7 +240,7 @@ def evaluation_program(
       state[1],
     )
     return lax.cond(
-      batch.info.phase < num_adapt,
+      batch.info.phase < num_before,
       train,
       lambda: evaluate_step(state, batch),
     )

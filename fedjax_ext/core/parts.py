@@ -4,8 +4,7 @@ A part is a set of clients and the examples they have in a split, for instance
 "participating clients, validation". Parts may overlap; the examples that the
 same parts name are a piece, and each piece is scored once.
 
-Axis letters: C clients, K' clients of a part or piece, N examples of a split,
-G clients' shares of all pieces, one after another.
+Axis letters: C clients, K' clients of a part or piece, N examples of a split.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,11 +144,16 @@ def cut(
     (pieces, {part: the numbers of its pieces}).
 
   Raises:
-    InvalidInput: a part names an unknown split or client, or its mask does not
-      fit the split.
+    InvalidInput: a part names an unknown split or client, its mask does not fit
+      the split, or the splits are of different populations.
   """
   for name, part in parts.items():
     _check(name, part, data)
+  counts = {p.split: len(data[p.split].offsets) - 1 for p in parts.values()}
+  validate.check(
+    len(set(counts.values())) <= 1,
+    f'Expected one number of clients in all splits, got {counts}.',
+  )
   pieces: list[Piece] = []
   of_part: dict[str, list[int]] = {name: [] for name in parts}
   for split in sorted({part.split for part in parts.values()}):
@@ -189,19 +193,23 @@ def _common(
   if all(part.only is None for part in parts.values()):
     yield list(parts), view
     return
-  masks = {
-    name: np.ones(int(view.offsets[-1]), bool) if p.only is None else p.only
-    for name, p in parts.items()
-  }
-  kinds, kind = np.unique(
-    np.stack(list(masks.values())), axis=1, return_inverse=True
+  masked = [name for name, part in parts.items() if part.only is not None]
+  whole = [name for name, part in parts.items() if part.only is None]
+  validate.check(
+    len(masked) < 64,
+    f'Expected less than 64 parts with a mask over a split, got {len(masked)}.',
   )
-  kind = kind.reshape(-1)
-  for number, named in enumerate(kinds.T):
-    names = [name for name, has in zip(masks, named, strict=True) if has]
+  # Bit i says whether the i-th masked part has the example.
+  kind = np.zeros(int(view.offsets[-1]), np.uint64)
+  for i, name in enumerate(masked):
+    kind |= np.asarray(parts[name].only).astype(np.uint64) << np.uint64(i)
+  found = np.union1d(kind, np.uint64(0))
+  for number in found.tolist():
+    names = whole + [n for i, n in enumerate(masked) if number >> i & 1]
     if names:
-      yield names, _filter(view, kind == number)
-  empty = [name for name, mask in masks.items() if not mask.any()]
+      yield names, _filter(view, kind == np.uint64(number))
+  named = int(np.bitwise_or.reduce(found))
+  empty = [name for i, name in enumerate(masked) if not named >> i & 1]
   if empty:
     yield empty, _filter(view, np.zeros(len(kind), bool))
 
@@ -210,6 +218,14 @@ def _filter(view: ClientRows, keep: np.ndarray) -> Rows:
   """The positions of a view where the mask bool [N] is True."""
   offsets = np.concatenate([[0], np.cumsum(keep)])[view.offsets]
   return Rows(offsets, np.asarray(view.rows)[keep])
+
+
+def examples_of(part: Part, data: Mapping[str, ClientRows]) -> Piece:
+  """What a part is about: its clients and, mask applied, their examples."""
+  view = data[part.split]
+  if part.only is not None:
+    view = _filter(view, np.asarray(part.only))
+  return Piece(np.unique(part.clients), view)
 
 
 def report_on(

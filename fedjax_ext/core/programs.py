@@ -78,7 +78,8 @@ class ClientOutput(NamedTuple):
       gives a uniform mean.
     state: the client's new `ClientStates` row; kept only if update, weight and
       state are finite.
-    metrics: {name: (sum, weight)}, both scalars.
+    metrics: {name: (sum, weight)}, both scalars; or of one shape, for
+      `per_client` alone.
   """
 
   update: PyTree

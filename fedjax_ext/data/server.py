@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from fedjax_ext.core import Part, validate
+from fedjax_ext.core import Part, examples_of, validate
 from fedjax_ext.core.plans import rows_of
 from fedjax_ext.data.columns import Columns
 from fedjax_ext.data.datasets import FederatedDataset, make_dataset
@@ -55,9 +55,10 @@ def split_off_server(
   parts = dict(dataset.parts)
   for name, part in parts.items():
     if part.split == 'train':
-      left = kept.sizes(part.clients) > 0
-      only = None if part.only is None else part.only[~chosen]
-      parts[name] = part._replace(clients=part.clients[left], only=only)
+      if part.only is not None:
+        part = part._replace(only=part.only[~chosen])
+      left = examples_of(part, {'train': kept}).sizes(part.clients) > 0
+      parts[name] = part._replace(clients=part.clients[left])
   dataset = dataclasses.replace(
     dataset,
     splits={**dataset.splits, 'train': kept},

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedjax_ext.core import Part, validate
+from fedjax_ext.core import Part, examples_of, validate
 from fedjax_ext.core.plans import client_shuffles, ramp, rows_of
 from fedjax_ext.data.columns import Columns
 from fedjax_ext.data.datasets import (
@@ -227,7 +227,7 @@ def check_disjoint(dataset: FederatedDataset) -> None:
   for name, part in dataset.parts.items():
     validate.check(
       len(part.clients) > 0
-      and dataset.splits[part.split].sizes(part.clients).sum() > 0,
+      and examples_of(part, dataset.splits).sizes(part.clients).sum() > 0,
       f'Expected clients with examples in part {name!r} of {dataset.name}, got '
       'none.',
     )

@@ -3,7 +3,8 @@
 A native convolution becomes a grouped one under vmap over per-client weights,
 and inside a loop XLA:CPU runs it some thirty times slower. Patches and one
 matrix product give the same numbers and stay a (batched) matrix product. On CPU
-large patches are made a few images at a time, so that they stay in the cache.
+large patches are made a few images at a time, so that they stay in the cache,
+and those of one to three channels for the whole batch, places last.
 
 Axis letters: B examples, H height, W width, D features.
 """
@@ -26,8 +27,10 @@ NORMS = ('group', 'batch')
 # On CPU the patches of one block of images take at most so many bytes: half of
 # a core's usual 1 MiB second-level cache.
 BLOCK_BYTES = 1 << 19
-# On CPU images of at most so many channels have their places last in patches.
+# On CPU images of at most so many channels have their places last in patches,
+# unless those of a batch take more bytes than THIN_BYTES.
 THIN = 3
+THIN_BYTES = 1 << 26
 
 
 def patches(
@@ -59,7 +62,7 @@ def convolution(
   Returns:
     [B, (H-h)//s+1, (W-w)//t+1, F].
   """
-  if jax.default_backend() == 'cpu' and x.shape[-1] <= THIN:
+  if _is_thin(x, kernel, strides):
     return _convolution_of_thin_images(x, kernel, strides)
   block = _block(x, kernel, strides)
   if block < x.shape[0]:
@@ -80,12 +83,34 @@ def _convolution_of_thin_images(
     for plane in _shifts(x, kernel.shape[:2], strides)
   ]
   windows = jnp.concatenate(planes)  # [h*w*D, B, H', W']
-  y = _matrix(kernel).T @ windows.reshape(len(windows), -1)
-  return y.reshape(-1, *windows.shape[1:]).transpose(1, 2, 3, 0)
+  y = _matrix(kernel).T @ windows.reshape(len(windows), -1)  # [F, B*H'*W']
+  return y.reshape(len(y), *windows.shape[1:]).transpose(1, 2, 3, 0)
 
 
 def _matrix(kernel: jax.Array) -> jax.Array:
   return kernel.reshape(-1, kernel.shape[-1])
+
+
+def _is_thin(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
+  """Whether to convolve with the places last."""
+  return (
+    jax.default_backend() == 'cpu'
+    and x.shape[-1] <= THIN
+    and x.shape[0] * _patch_bytes(x, kernel, strides) <= THIN_BYTES
+  )
+
+
+def _patch_bytes(
+  x: jax.Array, kernel: jax.Array, strides: Sequence[int]
+) -> int:
+  """Bytes of the patches of one image."""
+  windows = math.prod(
+    (length - size) // stride + 1
+    for length, size, stride in zip(
+      x.shape[1:3], kernel.shape[:2], strides, strict=True
+    )
+  )
+  return windows * math.prod(kernel.shape[:3]) * x.dtype.itemsize
 
 
 def _block(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> int:
@@ -93,14 +118,7 @@ def _block(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> int:
   batch = x.shape[0]
   if jax.default_backend() != 'cpu' or not batch:
     return batch
-  windows = math.prod(
-    (length - size) // stride + 1
-    for length, size, stride in zip(
-      x.shape[1:3], kernel.shape[:2], strides, strict=True
-    )
-  )
-  image = windows * math.prod(kernel.shape[:3]) * x.dtype.itemsize
-  fits = max(BLOCK_BYTES / max(image, 1), 1)
+  fits = max(BLOCK_BYTES / max(_patch_bytes(x, kernel, strides), 1), 1)
   return max(b for b in range(1, batch + 1) if not batch % b and b <= fits)
 
 
@@ -234,7 +252,7 @@ class GroupNorm(nn.Module):
     # Rows of all channels of all columns: long runs, in which XLA:CPU uses
     # vectors; a run of D channels is too short for them.
     columns = x.shape[-2] if x.ndim > 2 else 1
-    rows = wide.reshape(x.shape[0], -1, columns * depth)
+    rows = wide.reshape(x.shape[0], math.prod(x.shape[1:-2]), columns * depth)
     size = a_group * rows.shape[1] * columns
 
     def mean(z: jax.Array) -> jax.Array:
@@ -322,7 +340,7 @@ def relu_then_pool(module: nn.Module, layer: int, x: jax.Array) -> jax.Array:
     module, layer: of the tap.
     x: [B, H, W, D].
   """
-  if is_tapped(module):
+  if is_tapped(module, layer):
     return max_pool(tap(module, layer, nn.relu(x)))
   return nn.relu(max_pool(x))
 

@@ -299,6 +299,25 @@ class ErrorTest(parameterized.TestCase):
     ):
       make_evaluator(Predictor(metrics, params=params), parts)
 
+  def test_splits_of_other_populations(self):
+    few = data.from_assignment(
+      {'x': np.ones(3)}, np.arange(3), client_ids=np.arange(3)
+    )
+    parts = {
+      'few': Part(np.arange(2), 'few'),
+      'test': Part(np.arange(9), 'test'),
+    }
+    with self.assertRaisesRegex(
+      core.InvalidInput, "in all splits, got {'few': 3, 'test': 10}"
+    ):
+      core.parts.cut({'few': few, **splits()}, parts)
+
+  def test_too_many_masks(self):
+    mask = np.ones(sum(SIZES), bool)
+    parts = {str(i): Part(np.arange(2), 'test', mask) for i in range(64)}
+    with self.assertRaisesRegex(core.InvalidInput, 'less than 64 .*, got 64'):
+      make_evaluator(Predictor(metrics), parts)
+
   def test_batch_size(self):
     with self.assertRaisesRegex(core.InvalidInput, 'batch_size >= 1'):
       make_evaluator(Predictor(metrics), batch_size=0)
@@ -415,6 +434,36 @@ class PersonalTest(Checks):
     for rate in (0.5, -1.0):
       report = evaluator({'w': W, 'rate': np.float32(rate)})
       self.check_report(report, self.adapted(rate))
+
+  def test_params_know_the_number_of_train_examples(self):
+    """Whatever the parts are about, as in training."""
+
+    def count(w, batch):
+      return {'n': (jnp.full(batch.mask.shape, w), jnp.ones(batch.mask.shape))}
+
+    predictor = Predictor(count, params=lambda _, client: client.num_examples)
+    report = make_evaluator(predictor, batch_size=4)(())
+    sizes = splits()['train'].sizes()
+    for part in report.values():
+      np.testing.assert_array_equal(
+        part.sums['n'] / part.weights['n'], sizes[part.clients]
+      )
+
+  def test_masked_parts_in_waves_of_streamed_columns(self):
+    phases = (core.Phase('train', batch_size=4, shuffle=False),) * 2
+    predictor = Predictor(metrics, adapt=adaptation(phases))
+    layout = core.make_layout(num_devices=2, lanes=2, wave_clients=3)
+    report = core.evaluate(
+      predictor,
+      {'w': W, 'rate': np.float32(0.5)},
+      data=splits(),
+      parts=PARTS,
+      features=core.place_features(
+        splits()['test'].features, layout, memory_gb=0
+      ),
+      layout=layout,
+    )
+    self.check_report(report, self.adapted(0.5))
 
   def test_a_client_adapts_once_for_all_parts(self):
     """Steps of adaptation, counted on the host."""

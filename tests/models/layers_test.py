@@ -188,6 +188,19 @@ class ThinTest(parameterized.TestCase):
       thick = jnp.repeat(x, 4, 3), jnp.repeat(kernel, 4, 2)
       self.assertNotIn('transpose', str(jax.make_jaxpr(loss)(*thick)))
 
+  def test_no_images(self):
+    y = convolution(jnp.zeros((0, 6, 7, 1)), jnp.ones((3, 2, 1, 4)))
+    self.assertEqual(y.shape, (0, 4, 6, 4))
+
+  def test_many_patches_are_made_in_blocks(self):
+    x, kernel = normal((4, 6, 7, 3)), normal((3, 2, 3, 4), seed=5)
+    steps = lambda: str(jax.make_jaxpr(lambda *a: convolution(*a))(x, kernel))
+    patch_bytes = 4 * 4 * 6 * 3 * 2 * 3 * 4
+    with mock.patch.object(layers, 'THIN_BYTES', patch_bytes):
+      self.assertIn('transpose', steps())
+    with mock.patch.object(layers, 'THIN_BYTES', patch_bytes - 1):
+      self.assertNotIn('transpose', steps())
+
   def test_lanes(self):
     """Under vmap over clients' kernels."""
     x, kernels = normal((2, 5, 6, 1)), normal((3, 2, 2, 1, 4), seed=5)
@@ -205,7 +218,7 @@ class ReluThenPoolTest(absltest.TestCase):
 
       @nn.compact
       def __call__(self, x):
-        with mock.patch.object(layers, 'is_tapped', lambda _: self.tapped):
+        with mock.patch.object(layers, 'is_tapped', lambda *_: self.tapped):
           return layers.relu_then_pool(self, 0, x)
 
     x = normal((4, 5, 6, 3))
@@ -215,6 +228,18 @@ class ReluThenPoolTest(absltest.TestCase):
       for tapped in (True, False)
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+  def test_shifts_alone_are_added_to_relus(self):
+    module = GroupNormCNN(3, (4, 8), 2)
+    x = normal((2, 8, 8, 1))
+    params = module.init(jax.random.key(0), x)['params']
+    shifts = module.init(jax.random.key(0), x)['shifts']
+    apply = lambda s: module.apply({'params': params, 'shifts': s}, x)
+    np.testing.assert_allclose(
+      apply(shifts), module.apply({'params': params}, x), rtol=1e-5
+    )
+    shifted = jax.tree.map(lambda s: s + 1, shifts)
+    self.assertGreater(jnp.abs(apply(shifted) - apply(shifts)).max(), 0.1)
 
   def test_who_taps_sees_relus(self):
     model = from_module(GroupNormCNN(3, (4, 8), 2), (8, 8, 1))
@@ -333,6 +358,24 @@ class NormTest(parameterized.TestCase):
         lambda *args: [value_and_gradient(f, *args) for f in (ours, flax)]
       )(params, x)
       self.assertLess(relative_error(got, wanted), 1e-9)
+
+  @parameterized.product(
+    shape=((5, 8), (5, 6, 8), (2, 3, 4, 5, 8), (0, 4, 5, 8)),
+    dtype=('float32', 'bfloat16'),
+  )
+  def test_group_of_any_rank(self, shape, dtype):
+    """Also far from 0, where variances lose digits, and of nothing."""
+    x = (normal(shape) * 0.5 + 20).astype(dtype)
+    params = {'scale': normal((8,), seed=1), 'bias': normal((8,), seed=2)}
+    got = layers.GroupNorm(2).apply({'params': params}, x)
+    flax = nn.GroupNorm(2, epsilon=1e-5).apply({'params': params}, x)
+    self.assertEqual((got.shape, got.dtype), (flax.shape, flax.dtype))
+    if x.size:
+      exact = nn.GroupNorm(2, epsilon=1e-5, use_fast_variance=False)
+      exact = exact.apply({'params': params}, x)
+      ours, theirs = (relative_error(y, exact) for y in (got, flax))
+      # Ours rounds mean / deviation, some 40 here, once more.
+      self.assertLess(ours, 2 * theirs + 100 * np.finfo(np.float32).eps)
 
   @parameterized.parameters(((6, 3, 2, 4),), ((6, 4),))
   def test_batch_by_hand(self, shape):
