@@ -8,6 +8,7 @@ import pathlib
 import signal
 import tempfile
 
+import pytest
 from absl.testing import absltest
 
 from tests.experiments import runs
@@ -32,12 +33,6 @@ TINY = [
 ]
 GOOD = {
   'bdpfl': ['--algorithm=bdpfl'],
-  'features': [
-    '--algorithm=bdpfl',
-    '--match=features',
-    '--layers=1',
-    '--personal_start=init',
-  ],
   'tuned': [
     '--algorithm=fed_avg',
     '--client_defenses=fine_tuned',
@@ -45,6 +40,14 @@ GOOD = {
     '--client_defenses=distilled',
     '--defense=fools_gold:layers=Dense_0',
     '--attack=pfedba:size=2,top=5,left=5,loss_steps=4',
+  ],
+}
+OTHERS = {
+  'features': [
+    '--algorithm=bdpfl',
+    '--match=features',
+    '--layers=1',
+    '--personal_start=init',
   ],
   'late': [
     '--algorithm=fed_prox',
@@ -118,14 +121,21 @@ class BdpflTest(absltest.TestCase):
     return json.loads((self.folder / name / 'final.json').read_text())
 
   def test_algorithms(self):
+    self.check_algorithms(GOOD)
+
+  @pytest.mark.slow
+  def test_other_algorithms(self):
+    self.check_algorithms(OTHERS)
+
+  def check_algorithms(self, algorithms):
     results = runs.several(
       *(
         [*TINY, f'--workdir={self.folder / name}', *flags]
-        for name, flags in GOOD.items()
+        for name, flags in algorithms.items()
       ),
       module=MODULE,
     )
-    for name, result in zip(GOOD, results, strict=True):
+    for name, result in zip(algorithms, results, strict=True):
       with self.subTest(name):
         code, stdout, stderr = result
         self.assertEqual(code, 0, stderr)
