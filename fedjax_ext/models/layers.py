@@ -226,9 +226,9 @@ class GroupNorm(nn.Module):
 
   with mean and variance over all places and one group's channels. Same
   parameters, `scale` and `bias` [D], and the same numbers; rows of an image
-  are summed before columns and groups, and centre and bias are one addend, which
-  takes 0.62 of the time of evaluating a small CNN with flax's layer and 0.85 of
-  that of training it (XLA:CPU, benchmarks/group_norm.py).
+  are summed before columns and groups, and centre and bias are one addend,
+  which takes 0.62 of the time of evaluating a small CNN with flax's layer and
+  0.85 of that of training it (XLA:CPU, benchmarks/group_norm.py).
 
   Wu and He, "Group normalization", 2018, https://arxiv.org/abs/1803.08494.
 
