@@ -225,12 +225,6 @@ def summarize(output: RoundOutput) -> dict[str, Any]:
     that were kept) and 'update_norm_max'; 'clients_dropped'; 'clients';
     'lane_utilisation'.
   """
-  for name, (values, _) in output.metrics.items():
-    validate.check(
-      values.ndim == 1,
-      f'Expected a scalar sum of metric {name!r} for each client, got shape '
-      f'{list(values.shape[1:])}.',
-    )
   present = output.clients >= 0
   scalars = _summarize(
     output.metrics,
@@ -247,6 +241,12 @@ def summarize(output: RoundOutput) -> dict[str, Any]:
 
 @jax.jit
 def _summarize(metrics, norms, dropped, present):
+  for name, (values, _) in metrics.items():
+    validate.check(
+      values.ndim == 1,
+      f'Expected a scalar sum of metric {name!r} for each client, got shape '
+      f'{list(values.shape[1:])}.',
+    )
   kept = present & ~dropped
   return {name: s.sum() / w.sum() for name, (s, w) in metrics.items()} | {
     'update_norm': jnp.where(kept, norms, 0).sum() / jnp.maximum(kept.sum(), 1),

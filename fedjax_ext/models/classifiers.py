@@ -12,7 +12,7 @@ from fedjax_ext.models.layers import (
   Conv,
   as_float_image,
   classify,
-  relu_then_pool,
+  max_pool,
 )
 from fedjax_ext.models.model import tap
 
@@ -83,7 +83,8 @@ class EmnistCNN(nn.Module):
     del mask
     x = as_float_image(x)
     x = tap(self, 0, nn.relu(Conv(32, (3, 3), name='Conv_0')(x)))
-    x = relu_then_pool(self, 1, Conv(64, (3, 3), name='Conv_1')(x))
+    x = tap(self, 1, nn.relu(Conv(64, (3, 3), name='Conv_1')(x)))
+    x = max_pool(x)
     x = self._drop(0, x, train)
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(128)(x))

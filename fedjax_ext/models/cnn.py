@@ -13,8 +13,9 @@ from fedjax_ext.models.layers import (
   Norm,
   as_float_image,
   classify,
-  relu_then_pool,
+  max_pool,
 )
+from fedjax_ext.models.model import tap
 
 
 class GroupNormCNN(nn.Module):
@@ -45,7 +46,8 @@ class GroupNormCNN(nn.Module):
     x = as_float_image(x)
     for layer, width in enumerate(self.widths):
       x = Conv(width, (3, 3), 'SAME', use_bias=False)(x)
-      x = relu_then_pool(self, layer, Norm('group', self.groups)(x))
+      x = nn.relu(Norm('group', self.groups)(x))
+      x = max_pool(tap(self, layer, x))
     if self.pool == 'mean':
       x = x.mean((1, 2))
     return classify(x.reshape(x.shape[0], -1), self.num_classes)
@@ -79,6 +81,6 @@ class LeNet(nn.Module):
     del train, mask
     x = as_float_image(x)
     for layer, width in enumerate(self.widths):
-      x = relu_then_pool(self, layer, Conv(width, (5, 5))(x))
+      x = max_pool(tap(self, layer, nn.relu(Conv(width, (5, 5))(x))))
     x = nn.relu(nn.Dense(self.dense)(x.reshape(x.shape[0], -1)))
     return classify(x, self.num_classes)

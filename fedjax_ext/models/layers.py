@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_ext.core import validate
-from fedjax_ext.models.model import is_tapped, tap
 
 Initializer = Callable[..., jax.Array]
 
@@ -328,22 +327,6 @@ def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
   x = x.reshape(batch, rows, size, columns, size, depth)
   x = _largest([x[:, :, :, :, j] for j in range(size)])
   return _largest([x[:, :, i] for i in range(size)])
-
-
-def relu_then_pool(module: nn.Module, layer: int, x: jax.Array) -> jax.Array:
-  """relu, tap, then `max_pool`: [B, H, W, D] -> [B, H//2, W//2, D].
-
-  Where nobody taps, the relu comes last. The numbers and gradients are the
-  same, since a maximum of relus is the relu of the maximum, and it has a
-  quarter of the work.
-
-  Args:
-    module, layer: of the tap.
-    x: [B, H, W, D].
-  """
-  if is_tapped(module, layer):
-    return max_pool(tap(module, layer, nn.relu(x)))
-  return nn.relu(max_pool(x))
 
 
 def overlapping_max_pool(

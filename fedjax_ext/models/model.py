@@ -169,17 +169,6 @@ def tap(module: nn.Module, layer: int, x: jax.Array) -> jax.Array:
   Returns:
     x, shifted if somebody asks for it.
   """
-  name = _place(layer)
+  name = f'layer{layer:02d}'
   module.sow(TAPS, name, x)
   return module.perturb(name, x, collection=SHIFTS)
-
-
-def is_tapped(module: nn.Module, layer: int) -> bool:
-  """Whether somebody reads or shifts a feature map of a bound module."""
-  return module.is_mutable_collection(TAPS) or module.has_variable(
-    SHIFTS, _place(layer)
-  )
-
-
-def _place(layer: int) -> str:
-  return f'layer{layer:02d}'

@@ -319,6 +319,18 @@ class EngineTest(parameterized.TestCase):
     self.assertEqual(mean['sum'], 0)
     self.assertEqual(core.summarize(output)['clients'], 0)
 
+  def test_vectors_of_a_client_have_no_summary(self):
+    def final(shared, state, client):
+      output = recorder().final(shared, state, client)
+      return output._replace(metrics={'x': (jnp.ones(2), jnp.float32(1))})
+
+    program = recorder()._replace(final=final)
+    output, _ = self.run_round(program, core.collect(), LAYOUTS[2], EVERYBODY)
+    with self.assertRaisesRegex(
+      core.InvalidInput, r"metric 'x' for each client, got shape \[2\]"
+    ):
+      core.summarize(output)
+
   def test_run_one_equals_the_engine(self):
     problem = make_problem()
     rows = problem.federated.client_rows(2)  # 9 examples

@@ -209,25 +209,8 @@ class ThinTest(parameterized.TestCase):
     self.assertLess(relative_error(got, expected), 1e-6)
 
 
-class ReluThenPoolTest(absltest.TestCase):
-  """Without a tap the relu comes last, which nobody can see."""
-
-  def test_same_values_and_gradients(self):
-    class Body(nn.Module):
-      tapped: bool
-
-      @nn.compact
-      def __call__(self, x):
-        with mock.patch.object(layers, 'is_tapped', lambda *_: self.tapped):
-          return layers.relu_then_pool(self, 0, x)
-
-    x = normal((4, 5, 6, 3))
-    x = x.at[0, 0, 0].set(x[0, 0, 1]).at[1].set(-1.0).at[2].set(0.0)
-    one, other = (
-      value_and_gradient(lambda x: Body(tapped).apply({}, x), x)
-      for tapped in (True, False)
-    )
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+class TapsTest(absltest.TestCase):
+  """What lies between a block's relu and its pool."""
 
   def test_shifts_alone_are_added_to_relus(self):
     module = GroupNormCNN(3, (4, 8), 2)
